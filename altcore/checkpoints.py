@@ -68,7 +68,7 @@ def save_checkpoint(
     step: int,
     scaler: torch.amp.GradScaler | None = None,
     *,
-    value: float | None = None,
+    value: float | torch.Tensor | None = None,
     also: Mapping[str, Stateful] | None = None,
 ) -> Path:
     """Write the checkpoint of a step into the folder ``path``; returns the checkpoint's own folder.
@@ -224,7 +224,7 @@ class CheckpointManager:
                 tidy(self.folder)  # otherwise who saves there does
 
     @_as_usual()
-    def save(self, step: int, value: float | None = None) -> Path | None:
+    def save(self, step: int, value: float | torch.Tensor | None = None) -> Path | None:
         """Write the checkpoint of a step, and remove those that need not stay.
 
         ``value`` is what `best` compares by. A state that is not finite is kept by
@@ -369,8 +369,10 @@ class CheckpointManager:
         return OwnLoop.of(self.model, self.optimizer, self.q, self.scaler, self.also)
 
 
-def _number(value: float | None) -> float | None:
+def _number(value: float | torch.Tensor | None) -> float | None:
     """Return what checkpoints are compared by; None if it is not finite."""
+    if isinstance(value, torch.Tensor) and value.numel() == 1:  # a loss
+        value = value.item()
     told = as_builtin(value)
     if told is None:
         return None

@@ -248,7 +248,8 @@ def test_settings_of_the_manager_are_checked(key, value, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("step", "value"), [(-1, None), ("1", None), (1, "low"), (1, True), (1, 10**400)]
+    ("step", "value"),
+    [(-1, None), ("1", None), (1, "low"), (1, True), (1, 10**400), (1, torch.ones(2))],
 )
 def test_steps_and_values_are_checked(step, value, tmp_path):
     """Nothing is written of a wrong one."""
@@ -322,7 +323,8 @@ def test_after_a_damaged_checkpoint_a_loop_saves_its_steps_again(tmp_path):
     loop = Loop().train(1)
     manager = loop.manager(tmp_path)
     for step in (1, 2):
-        manager.save(step, value=float(3 - step))
+        manager.save(step, value=torch.tensor(3.0 - step))
+    assert manager.best().name == "step-00000002"
     (tmp_path / "step-00000002" / "weights.pt").write_bytes(b"junk")
     with capture_logs():
         assert manager.best().name == "step-00000001"
@@ -414,7 +416,7 @@ def spoil_statistic(loop):
     ("spoil", "named"),
     [
         (spoil_statistic, "4.running_var"),
-        (spoil_moment, "exp_avg of the optimizer's parameter 0"),
+        (spoil_moment, "exp_avg of the optimizer's parameter 0.weight"),
         (spoil_group, "lr of the optimizer's group 0"),
         (spoil_buffer, "buffer seen"),
     ],
@@ -468,7 +470,7 @@ def test_what_is_not_finite_is_not_restored(tmp_path, monkeypatch):
         manager.save(2)
     with capture_logs() as logs:
         assert Loop(recipe=None).manager(tmp_path).restore() == 1
-    assert "exp_avg of the optimizer's parameter 0 is not finite" in logs[0]["error"]
+    assert "exp_avg of the optimizer's parameter 0.weight is not finite" in logs[0]["error"]
 
 
 def test_a_save_within_a_save_is_refused(tmp_path, monkeypatch):

@@ -131,7 +131,8 @@ class OwnLoop:
 
         ``unwatched`` is as it was before training, None if nobody knows.
         """
-        parts = (numbers_of(self.model), state["optimizer"], state["scaler"])
+        optimizer = (state["optimizer"], state["optimizer_layout"]["parameters"])
+        parts = (numbers_of(self.model), *optimizer, state["scaler"])
         own = not_finite_in(state["model"], *parts, unwatched or ())
         return own or not_finite_among(state["also"], self.also, unwatched)
 

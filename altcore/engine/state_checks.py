@@ -193,6 +193,7 @@ def not_finite_in(
     model: Mapping[str, Tensor],
     numbers: Container[str],
     optimizer: Mapping[str, Any],
+    moved: Sequence[str | None],
     scaler: Mapping[str, Any] | None,
     unwatched: Container[str] = (),
 ) -> str | None:
@@ -205,6 +206,7 @@ def not_finite_in(
         model: the state of the model.
         numbers: what `numbers_of` the model returns.
         optimizer: its state.
+        moved: the names of its parameters, in their order.
         scaler: of gradients; None without one.
         unwatched: what `unwatched_in` the model returned before training; these may be anything.
     """
@@ -219,10 +221,11 @@ def not_finite_in(
         for key, value in group.items():
             if _has_nan(value):
                 return f"{key} of the optimizer's group {i}"
+    names = dict(enumerate(moved))
     for place, moments in optimizer["state"].items():
         for key, value in moments.items() if isinstance(moments, Mapping) else ():
             if isinstance(value, Tensor) and not is_finite(value):
-                return f"{key} of the optimizer's parameter {place}"
+                return f"{key} of the optimizer's parameter {names.get(place, place)}"
     scale = (scaler or {}).get("scale", 1.0)
     is_number = isinstance(scale, float | int) and math.isfinite(scale)
     return None if is_number else "the gradients' scale"
