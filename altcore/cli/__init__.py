@@ -147,7 +147,8 @@ def _unexpected(error: BaseException) -> tuple[str, int]:
     """Return the message and the exit code of an error that is nobody's on purpose."""
     if is_from_signal(error):
         return "interrupted", 130
-    return f"{described(error)} (--debug shows the traceback)", 1
+    told = f"out of memory {_where(error)}" if isinstance(error, MemoryError) else described(error)
+    return f"{told} (--debug shows the traceback)", 1
 
 
 def _where(error: BaseException) -> str:

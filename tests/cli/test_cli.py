@@ -473,6 +473,18 @@ def test_a_bug_says_where_its_traceback_is(capsys, monkeypatch):
     assert "ZeroDivisionError: division by zero (--debug shows the traceback)" in outcome.err
 
 
+def test_a_lack_of_memory_anywhere_says_where(capsys, monkeypatch):
+    """Python's own error has no text."""
+
+    def exhaust():
+        raise MemoryError
+
+    monkeypatch.setattr("altcore.cli.plugins.entries", exhaust)
+    outcome = call(capsys, "plugins", "list")
+    assert outcome.code == 1
+    assert re.search(r"out of memory in .*test_cli.py, line \d+ \(--debug", outcome.err)
+
+
 def test_an_intervention_that_breaks_ends_with_1(shelf, tmp_path, corpus, capsys, monkeypatch):
     """It can change numbers, so the run stops; named with distribution, version and hook."""
     from attrs import define
