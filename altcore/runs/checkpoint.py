@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,20 @@ def put_in_place(temporary: Path, final: Path) -> None:
 
 def drop(path: Path) -> None:
     """Remove a checkpoint at once: who reads the folder finds it whole, or not at all."""
-    temporary = path.with_name(f"{path.name}{HALF_WRITTEN}")
+    temporary = path.with_name(f".{path.name}{HALF_WRITTEN}")  # not the one of a new checkpoint
     with suppress(OSError):  # of NFS, for one, an earlier one cannot be removed while it is read
         durable.remove(temporary)
         durable.rename(path, temporary)
         durable.remove(temporary)
     durable.remove(path)
+    if temporary.exists() or path.exists():
+        _warn_of_rest(path.parent)
+
+
+@cache
+def _warn_of_rest(folder: Path) -> None:
+    problem = "an old checkpoint could not be removed wholly, as while another process reads it"
+    log.warning(problem, folder=str(folder), hint="the rest goes when training goes on here anew")
 
 
 def save_snapshot(folder: Path, snapshot: Mapping[str, Any]) -> dict[str, Any]:

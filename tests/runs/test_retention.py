@@ -1,7 +1,11 @@
 """Which checkpoints stay, and what last and best name: all by what manifests say."""
 
+import errno
+import os
+
 import pytest
 from helpers_checkpoints import save
+from structlog.testing import capture_logs
 
 from altcore.runs import checkpoint, list_checkpoints, retain
 
@@ -118,6 +122,23 @@ def test_a_damaged_checkpoint_is_left_alone_and_counts_for_none(tmp_path):
     assert pointers(tmp_path) == {"last": "step-00000007", "best": "step-00000002"}
     assert [kept.step for kept in list_checkpoints(tmp_path)] == [2, 6, 7]
     assert evaluated_after[-1].is_dir()
+
+
+def test_one_that_cannot_be_removed_wholly_is_not_called_damaged(tmp_path, monkeypatch):
+    """NFS keeps what another process reads: that is told once, and goes later."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with capture_logs() as logs:
+        evaluated(tmp_path, [None] * 4, max_checkpoints=1)
+    assert ["could not be removed wholly" in x["event"] for x in logs] == [True]
+    assert [kept.step for kept in list_checkpoints(tmp_path)] == [4]
+    monkeypatch.undo()
+    assert len(names(tmp_path)) == 4
+    checkpoint.tidy(tmp_path)
+    assert names(tmp_path) == ["step-00000004"]
 
 
 def test_snapshots_stay_while_a_checkpoint_refers_to_them(tmp_path):
