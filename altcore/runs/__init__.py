@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from altcore.builtin_types import to_json
 from altcore.durable import no_space_named, replace_text
 from altcore.runs.as_left import altered, lines_of, warn_of_altered
-from altcore.runs.digests import contents, named_path, source_digest, stamps
+from altcore.runs.digests import contents, source_digest, stamps
 from altcore.runs.directory import (
     CHECKPOINTS,
     CONFIG,
@@ -34,6 +34,7 @@ from altcore.runs.identity import (
     check_changes,
     compare,
     identity_of,
+    is_path,
 )
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import AFTER_PLUGINS, damaged_lines, read_lines, read_new_lines
@@ -180,6 +181,7 @@ __all__ = [
     "is_being_written",
     "is_checkpoint",
     "is_edited",
+    "is_path",
     "last_written",
     "lines_of",
     "list_checkpoints",
@@ -189,7 +191,6 @@ __all__ = [
     "load_newest",
     "lock_folder",
     "mean_of",
-    "named_path",
     "no_space_named",
     "number",
     "read_configuration",

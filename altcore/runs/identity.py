@@ -114,7 +114,7 @@ def identity_of(
     }
     # A digest of its data that the workload gives is one of the files, too.
     asked = {k: v for k, v in settings.items() if k != config.workload or data["of"] != "workload"}
-    paths = {key: value for key, value in _flat(settings).items() if _is_path(key, value)}
+    paths = {key: value for key, value in _flat(settings).items() if is_path(key, value)}
     found = {
         "configuration": {**config.to_plain(), "settings": settings},
         "data": {**data, **_digests({k: v for k, v in paths.items() if k in _flat(asked)})},
@@ -143,8 +143,8 @@ def _stand_in(value: Any) -> Any:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _is_path(key: str, value: Any) -> bool:
-    """Whether a setting names a file or folder; a bare word does so only as somebody's ``data``."""
+def is_path(key: str, value: Any) -> bool:
+    """Whether a setting, as ``gpt.data``, names a file or folder; a bare word does so as data."""
     if not isinstance(value, str) or not ({"/", "."} & {*value} or key.endswith(".data")):
         return False
     return named_path(value) is not None
@@ -170,7 +170,7 @@ def _plugins(config: TrainConfig) -> dict[str, dict[str, Any]]:
             "name": e.name,
             "distribution": e.distribution,
             "version": e.version,
-            "sha256": source_digest(e.value.partition(":")[0].strip()),
+            "sha256": source_digest(e.value, e.distribution),
         }
         for key, e in entries.items()
     }

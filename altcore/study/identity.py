@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from attrs import fields_dict
@@ -16,7 +17,7 @@ from altcore.engine import choose_device
 from altcore.errors import BadInput
 from altcore.formats import BlockFormat, Format, format_digest
 from altcore.registry import HOOK_KINDS, find
-from altcore.runs import KEPT, NAMES, contents, named_path, source_digest
+from altcore.runs import KEPT, NAMES, contents, is_path, source_digest
 
 
 def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,13 +52,19 @@ def plain(value: Any) -> Any:
 
 def files(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each setting that names a file or folder, with the digest of its contents."""
-    for text in sorted(set(_texts(settings))):
-        path = named_path(text)
-        if path is not None:
-            try:
-                yield text, contents(path)
-            except OSError as error:
-                raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    named = {
+        text
+        for owner, own in settings.items()
+        for key, value in own.items()
+        for text in _texts(value)
+        if is_path(f"{owner}.{key}", text)
+    }
+    for text in sorted(named):
+        path = Path(text).expanduser()
+        try:
+            yield text, contents(path)
+        except OSError as error:
+            raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -80,7 +87,7 @@ def code(config: TrainConfig) -> dict[str, Any]:
     entries = [find(name, (kind,)) for kind, name in kinds]
     entries += [find(name, HOOK_KINDS) for name in config.plugins]
     made = {
-        f"{e.kind} {e.name}": [e.origin, e.value, source_digest(e.value.partition(":")[0].strip())]
+        f"{e.kind} {e.name}": [e.origin, e.value, source_digest(e.value, e.distribution)]
         for e in entries
     }
     return {

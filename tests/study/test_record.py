@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -281,7 +282,7 @@ def test_a_plugin_is_known_by_its_version_and_source(shelf, runner, monkeypatch)
     shelf.install("intervention", "nothing", Nothing, "acme-nothing", "2.0")
     two = runner(plugins=["nothing"]).digest_of(arm("E4M3"))
     assert len({before, one, two}) == 3
-    monkeypatch.setattr(identity, "source_digest", lambda module: f"another {module}")
+    monkeypatch.setattr(identity, "source_digest", lambda place, *_: f"another {place}")
     assert runner().digest_of(arm("E4M3")) != before
 
 
@@ -343,6 +344,39 @@ def test_the_source_of_a_package_is_what_lies_in_it(tmp_path, monkeypatch):
     (package / "deep.py").write_text("X = 2\n")
     digests._source.cache_clear()
     assert digests.source_digest("acme_source") != first
+
+
+def test_the_source_of_a_plugin_is_all_that_its_distribution_installs(tmp_path, monkeypatch):
+    """A module beside the plugin's own, which it imports, decides as much."""
+    for listed, others in (("top_level.txt", ["acme_plug", "acme_helper"]), ("RECORD", [])):
+        folder = tmp_path / listed
+        folder.mkdir()
+        (folder / "acme_plug.py").write_text("import acme_helper\n")
+        (folder / "acme_helper.py").write_text("X = 1\n")
+        info = folder / "acme_plug-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Name: acme-plug\nVersion: 1.0\n")
+        rows = "acme_plug.py,,\nacme_helper.py,,\n__editable__x.py,,\n"
+        (info / listed).write_text("\n".join(others) or rows)
+        with monkeypatch.context() as path:
+            path.syspath_prepend(folder)
+            digests._installed_by.cache_clear()
+            first = digests.source_digest("acme_plug:Plug", "acme-plug")
+            (folder / "acme_helper.py").write_text("X = 2\n")
+            digests._source.cache_clear()
+            assert digests.source_digest("acme_plug:Plug", "acme-plug") != first
+            assert digests.source_digest("acme_plug:Plug", "acme-nobody") != first
+        sys.modules.pop("acme_plug", None)
+        sys.modules.pop("acme_helper", None)
+
+
+def test_a_folder_called_like_a_settings_value_is_no_file_of_it(tmp_path, monkeypatch):
+    """Only as data is a bare word a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").write_text("")
+    assert dict(identity.files({"gpt": {"size": "tiny"}})) == {}
+    assert [*dict(identity.files({"gpt": {"size": "tiny", "data": "tiny"}}))] == ["tiny"]
+    assert [*dict(identity.files({"gpt": {"notes": ["./tiny"]}}))] == ["./tiny"]
 
 
 def test_what_a_run_is_called_is_nothing(start):
