@@ -42,7 +42,7 @@ _NO_SPACE = {
     errno.EFBIG: "no space left within the limit on a file's size (ulimit -f)",
     errno.EROFS: "a read-only file system",
 }
-_FAILED = {errno.EIO, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT}
+_FAILED = {errno.EIO, errno.EREMOTEIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT}
 
 
 def crash_point(name: str) -> None:
