@@ -10,6 +10,7 @@ from helpers_cli import call
 
 from altcore.cli import watching
 from altcore.cli.watching import watched
+from altcore.formats import digest
 from altcore.runs import RunRecord, read_run, replace_text
 
 
@@ -45,7 +46,7 @@ def grow(path, step):
 
 def end(path):
     summary = {"name": path.name, "directory": str(path), "status": "finished", "steps": 3}
-    (path / "summary.json").write_text(json.dumps(summary))
+    (path / "summary.json").write_text(json.dumps({**summary, "digest": digest(summary)}))
 
 
 def test_a_run_is_read_again_until_it_is_over(live):
