@@ -432,7 +432,7 @@ def test_a_change_works_as_if_the_run_had_begun_with_it(shelf, start):
     acting(shelf, s1=ShiftFormat(None, reason=R))
     shifted = start(["actor"], format="E4M3", max_steps=2, name="shifted")
     # The float32 run from the same checkpoint: weights and moments as they were after step 1.
-    acting(shelf, name="off", hook="pre_backward")
+    acting(shelf, name="off")
     alone = start(["off"], format="E4M3", max_steps=2, name="alone")
     assert shifted.metrics_history[0] == alone.metrics_history[0]
     line, other = shifted.metrics_history[1], alone.metrics_history[1]
