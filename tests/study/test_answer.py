@@ -28,7 +28,12 @@ FORGED = [
     ("compare", ("about",), [], "about: [] is not a mapping"),
     ("compare", ("about",), {}, "about.command: it is missing"),
     ("compare", ("about", "page"), "../../EVIL", "about.page: '../../EVIL' is not the name of a p"),
-    ("compare", ("about", "page"), "/elsewhere/page", "about.page: '/elsewhere/page' is not the name of a p"),
+    (
+        "compare",
+        ("about", "page"),
+        "/elsewhere/page",
+        "about.page: '/elsewhere/page' is not the name of a p",
+    ),
     ("compare", ("about", "page"), r"a}\input{b", "is not the name of a page"),
     ("compare", ("about", "study"), "a}\\input{b", "is not the name of a study"),
     ("compare", ("about", "shell"), None, "about.shell: it is missing"),
