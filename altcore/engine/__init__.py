@@ -32,6 +32,7 @@ from altcore.engine.measuring import (
     quantized_weights,
 )
 from altcore.engine.model_state import AsBuilt, put_model
+from altcore.engine.module_kinds import kinds_of, warn_of_other_kinds
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.own_steps import StepWatch, unkept_optimizers
 from altcore.engine.process_possessions import process_kept
@@ -74,6 +75,7 @@ __all__ = [
     "interval_width_of",
     "inverse_scale",
     "join_moments",
+    "kinds_of",
     "last_input",
     "lasting_changes",
     "layer_of",
@@ -91,5 +93,6 @@ __all__ = [
     "seeded",
     "set_random_state",
     "unkept_optimizers",
+    "warn_of_other_kinds",
     "world_size",
 ]

@@ -43,8 +43,8 @@ class Built:
 
     config: TrainConfig
     """All in steps, with what is to be recorded of its formats."""
-    given: Mapping[str, str]
-    """What came from Python, as `given_from_python` names it."""
+    given: Mapping[str, Any]
+    """What came from Python, as `identity_given` tells it."""
     owners: Mapping[str, Any]
     """Workload, optimizer and plugins, as their settings, by name."""
     device: torch.device
@@ -73,7 +73,7 @@ def build(
     model: nn.Module | None,
     batch: Batches | None,
     loss: Loss | None,
-    given: Mapping[str, str],
+    given: Mapping[str, Any],
 ) -> Built:
     """Build what the configuration names, with what was passed in in the place of its own."""
     device = choose_device(ranks.device(config.device))
