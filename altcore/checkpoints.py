@@ -87,10 +87,10 @@ def save_checkpoint(
             ``load_state_dict``, such as a learning-rate scheduler, a sampler or an average.
 
     Raises:
-        BadInput: if a weight, moment or scale is not finite, or a tensor in ``also`` is NaN, which
-            is no state to go on from, if the optimizer keeps what a checkpoint cannot or moves
-            parameters that are not the model's, if `load_checkpoint` would refuse the state, if
-            another process or a `CheckpointManager` saves into the folder, or if an argument is
+        BadInput: if a weight, moment or scale is not finite, or another tensor in ``also`` is NaN,
+            which is no state to go on from, if the optimizer keeps what a checkpoint cannot or
+            moves parameters that are not the model's, if `load_checkpoint` would refuse the state,
+            if another process or a `CheckpointManager` saves into the folder, or if an argument is
             wrong.
         NoSpace: if the disk is full; what was there stays.
     """

@@ -124,16 +124,14 @@ class OwnLoop:
         """Return the names of what is not finite now, before training: it may stay so."""
         return unwatched_in(self.model) | unwatched_among(self.also)
 
-    def not_finite(
-        self, state: Mapping[str, Any], unwatched: Container[str] | None = None
-    ) -> str | None:
+    def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from.
 
-        ``unwatched`` is as it was before training, None if nobody knows.
+        ``unwatched`` is what was not finite before training, if somebody knows.
         """
         optimizer = (state["optimizer"], state["optimizer_layout"]["parameters"])
         parts = (numbers_of(self.model), *optimizer, state["scaler"])
-        own = not_finite_in(state["model"], *parts, unwatched or ())
+        own = not_finite_in(state["model"], *parts, unwatched)
         return own or not_finite_among(state["also"], self.also, unwatched)
 
     @property
