@@ -14,6 +14,7 @@ from altcore.config import TrainConfig, load_with_sources
 from altcore.engine import (
     build_workload,
     data_of,
+    given_data,
     kinds_of,
     prepare,
     process_kept,
@@ -100,9 +101,6 @@ def train(
         KeyboardInterrupt: for a signal before that, and for a second SIGINT.
         AltcoreError: if the run fails.
     """
-    if not (data is None or callable(data) or isinstance(data, str | Path)):
-        problem = f"a path or a function (split, step, micro) -> batch is needed, not {shown(data)}"
-        raise BadInput(problem, key="data")
     if not (model is None or isinstance(model, nn.Module)):
         raise BadInput(f"a torch.nn.Module is needed, not {shown(model)}", key="model")
     if not (loss is None or callable(loss)):
@@ -119,10 +117,7 @@ def train(
         log.warning(line)
     if device is not None:
         given = given.evolve(device=device)
-    if isinstance(data, str | Path):
-        own = {**given.settings.get(given.workload, {}), "data": str(data)}
-        given = given.evolve(settings={**given.settings, given.workload: own})
-    batch = data if callable(data) else None
+    given, batch = given_data(given, data)
     # The caller may have switched gradients off.
     with (
         process_kept(may_add_variables=True),
