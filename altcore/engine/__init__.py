@@ -15,7 +15,7 @@ from altcore.engine.building import (
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
-from altcore.engine.hidden_state import NOT_STATE
+from altcore.engine.hidden_state import warn_of_hidden
 from altcore.engine.identity import data_of, given_from_python, given_in, identity_given
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
@@ -48,7 +48,6 @@ from altcore.engine.torch_bindings import lasting_changes
 from altcore.engine.torchrun import world_size
 
 __all__ = [
-    "NOT_STATE",
     "AsBuilt",
     "DeferredErrors",
     "Engine",
@@ -97,5 +96,6 @@ __all__ = [
     "seeded",
     "set_random_state",
     "unkept_optimizers",
+    "warn_of_hidden",
     "world_size",
 ]

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
-from altcore.engine.hidden_state import optimizer_parts
+from altcore.engine.hidden_state import HOOKS, optimizer_parts
 from altcore.engine.model_state import (
     AsBuilt,
     flags_of,
@@ -103,7 +103,7 @@ class OwnLoop:
 
         The first time more is looked for.
         """
-        hooks = [f"hooks of {name}" for name in built.late_hooks(built.hooks)]
+        hooks = [f"{HOOKS} of {name}" for name in built.late_hooks(built.hooks)]
         return [*built.hidden(), *hooks, *self._schedulers(is_first=is_first)]
 
     def _schedulers(self, *, is_first: bool) -> list[str]:
