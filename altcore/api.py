@@ -11,8 +11,17 @@ from attrs import field, frozen
 from torch import nn
 
 from altcore.config import TrainConfig, load_with_sources
-from altcore.engine import build_workload, data_of, prepare, process_kept, resumed_with_keys
+from altcore.engine import (
+    build_workload,
+    data_of,
+    given_data,
+    kinds_of,
+    prepare,
+    process_kept,
+    resumed_with_keys,
+)
 from altcore.errors import BadInput, Source, located, shown
+from altcore.formats import digest
 from altcore.log import log
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
@@ -92,9 +101,6 @@ def train(
         KeyboardInterrupt: for a signal before that, and for a second SIGINT.
         AltcoreError: if the run fails.
     """
-    if not (data is None or callable(data) or isinstance(data, str | Path)):
-        problem = f"a path or a function (split, step, micro) -> batch is needed, not {shown(data)}"
-        raise BadInput(problem, key="data")
     if not (model is None or isinstance(model, nn.Module)):
         raise BadInput(f"a torch.nn.Module is needed, not {shown(model)}", key="model")
     if not (loss is None or callable(loss)):
@@ -111,10 +117,7 @@ def train(
         log.warning(line)
     if device is not None:
         given = given.evolve(device=device)
-    if isinstance(data, str | Path):
-        own = {**given.settings.get(given.workload, {}), "data": str(data)}
-        given = given.evolve(settings={**given.settings, given.workload: own})
-    batch = data if callable(data) else None
+    given, batch = given_data(given, data)
     # The caller may have switched gradients off.
     with (
         process_kept(may_add_variables=True),
@@ -163,14 +166,15 @@ def layers_of(
     """Return the layers of the configuration's model, the names that share a parameter, and facts.
 
     The facts are the workload's own, and ``data``: what its data are known by. ``model``, ``data``
-    and ``loss`` take the place of the workload's.
+    and ``loss`` take the place of the workload's; a model brings ``modules``, a digest of theirs.
     """
     cpu = torch.device("cpu")
     workload = build_workload(config, cpu, model, data, loss)
     known_by = data_of(workload, cpu, is_given=data is not None)
     layers = [layer for layer, _ in find_layers(workload.model).values()]
     ties = [names for names, _ in tied_matrices(workload.model)]
-    return layers, ties, {**workload.facts, "data": known_by}
+    own = {} if model is None else {"modules": digest(kinds_of(model))}
+    return layers, ties, {**workload.facts, "data": known_by, **own}
 
 
 def result(summary: Mapping[str, Any], config: TrainConfig) -> Result:

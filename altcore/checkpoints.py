@@ -19,7 +19,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import NOT_STATE, AsBuilt, OwnLoop, Stateful, StepWatch, unkept_optimizers
+from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unkept_optimizers, warn_of_hidden
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -87,10 +87,10 @@ def save_checkpoint(
             ``load_state_dict``, such as a learning-rate scheduler, a sampler or an average.
 
     Raises:
-        BadInput: if a weight, moment or scale is not finite, or a tensor in ``also`` is NaN, which
-            is no state to go on from, if the optimizer keeps what a checkpoint cannot or moves
-            parameters that are not the model's, if `load_checkpoint` would refuse the state, if
-            another process or a `CheckpointManager` saves into the folder, or if an argument is
+        BadInput: if a weight, moment or scale is not finite, or another tensor in ``also`` is NaN,
+            which is no state to go on from, if the optimizer keeps what a checkpoint cannot or
+            moves parameters that are not the model's, if `load_checkpoint` would refuse the state,
+            if another process or a `CheckpointManager` saves into the folder, or if an argument is
             wrong.
         NoSpace: if the disk is full; what was there stays.
     """
@@ -101,7 +101,7 @@ def save_checkpoint(
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
     loop.check_own(state)
-    _warn_of_hidden([*unkept_optimizers(loop, state), *loop.hidden(loop.built())])
+    warn_of_hidden([*unkept_optimizers(loop, state), *loop.hidden(loop.built())])
     check_loop_folder(folder)
     with saving_alone(folder):
         lock = lock_folder(folder)
@@ -109,12 +109,6 @@ def save_checkpoint(
             return _write(folder, REGULAR, state, number)
         finally:
             lock.release()
-
-
-def _warn_of_hidden(names: list[str]) -> None:
-    if names:
-        told = "state that no checkpoint has begins anew: keep it yourself"
-        log.warning(told, names=names, hint=NOT_STATE)
 
 
 @_as_usual()
@@ -251,7 +245,7 @@ class CheckpointManager:
             others = self._steps.hidden(loop, state)
             hidden = [*others, *loop.hidden(self._built, is_first=not self._own)]
             if self._hidden != hidden:
-                _warn_of_hidden(hidden)
+                warn_of_hidden(hidden)
                 self._hidden = hidden
             path = _write(self.folder, REGULAR, state, number)
             self._own.add(state["step"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ from torch import nn
 
 from altcore.config import TrainConfig
 from altcore.engine import (
-    DIGEST,
     Workload,
+    build_alone,
     build_workload,
     check_weights,
     choose_device,
     data_of,
     freeze,
+    given_data,
     given_in,
+    identity_given,
     put_model,
     seeded,
 )
@@ -36,6 +38,8 @@ from altcore.runs import (
     by_merit,
     check_no_linked,
     check_run_id,
+    compare,
+    data_identity,
     find_run,
     identity_in,
     list_checkpoints,
@@ -59,7 +63,7 @@ class LoadedRun:
     """Quantized as it was, in evaluation mode."""
     quantization: Quantization = field(repr=False)
     workload: Workload = field(repr=False)
-    """Its ``batch`` and ``loss`` evaluate the model."""
+    """Its ``batch`` and ``loss`` evaluate the model, if it was loaded with its data."""
     config: TrainConfig = field(repr=False)
     summary: dict[str, Any] = field(repr=False)
     """As summary.json has it; of a run that is not over, what is known so far."""
@@ -79,11 +83,14 @@ def load(
     *,
     runs_dir: str | Path = "runs",
     model: nn.Module | None = None,
+    data: Any = None,
+    loss: Callable[[nn.Module, Any], Any] | None = None,
+    with_data: bool = True,
     device: str = "cpu",
 ) -> LoadedRun:
     """Load a run's model, quantized as it was; nothing of the run is changed, nor random states.
 
-    If the workload's data are not those of the run, a warning says so.
+    If data, loss or the modules of the model are not those of the run, a warning says so.
 
     Args:
         run: its name in ``runs_dir``, or the path of its directory.
@@ -91,6 +98,10 @@ def load(
             of one, such as ``step-00000100``.
         runs_dir: the folder of the runs.
         model: built as the one that was given to `altcore.train`, if one was.
+        data: likewise; a path, too, if the workload's data are elsewhere now.
+        loss: likewise.
+        with_data: if False, the model is built without the data where the workload can do so, and
+            ``workload`` has no batches.
         device: where the model goes: cpu, auto, cuda or cuda:N.
 
     Raises:
@@ -105,13 +116,20 @@ def load(
         raise BadInput(problem, key="model", hint=hint)
     plain = read_mapping(path / "config.yaml", "run")
     config = TrainConfig.from_plain({**plain, "runs_dir": str(path.parent), "device": device})
+    config, batch = given_data(config, data)
     found = _read(path, checkpoint)
     check_run_id(found.path, found.manifest, run_id_of(path))
     where = choose_device(device)
+    given = {"model": None, "data": None, "loss": None} | identity_given(model, batch, loss)
     with seeded(config.seed), origins_recorded(config.format_origins):
-        with _weights_named(found):
-            workload = build_workload(config, where, model)
-        _warn_of_other_data(workload, where, found)
+        alone = None if with_data else build_alone(config, where, model, _facts_in(found))
+        with _weights_named(found, config, with_data=with_data):
+            workload = alone or build_workload(config, where, model, batch, loss)
+        if alone:  # nothing is evaluated
+            given = {"model": given["model"]}
+        elif batch is not None or "data" not in given_in(found.manifest["identity"]):
+            _warn_of_other_data(workload, where, found, config, is_given=batch is not None)
+        _warn_of_others(found, given)
         freeze(workload.model, config.freeze)
         parts = (config.make_recipe(), config.compute, config.seed)
         quantization = Quantization(workload.model, *parts)
@@ -119,6 +137,14 @@ def load(
     workload.model.eval()
     built = (workload.model, quantization, workload, config)
     return LoadedRun(*built, summary_of(path), found.path, found.step)
+
+
+def _facts_in(found: Checkpoint) -> Mapping[str, Any] | None:
+    """Return what a run recorded of its workload; None if its batches came from Python."""
+    if "data" in given_in(found.manifest["identity"]):
+        return None
+    facts = found.manifest["environment"].get("workload_facts")
+    return facts if isinstance(facts, Mapping) else None
 
 
 def _read(run: Path, which: str) -> Checkpoint:
@@ -133,27 +159,46 @@ def _read(run: Path, which: str) -> Checkpoint:
 
 
 @contextmanager
-def _weights_named(found: Checkpoint) -> Iterator[None]:
-    """Say in a refusal, as of data that are gone, where the weights are all the same."""
+def _weights_named(found: Checkpoint, config: TrainConfig, *, with_data: bool) -> Iterator[None]:
+    """Say in a refusal, as of data that are gone, how to do without them."""
     try:
         yield
     except BadInput as error:
-        if found.state is not None:
-            alone = f"the weights alone are torch.load({str(found.path / WEIGHTS_FILE)!r})['model']"
-            error.hint = f"{error.hint}; {alone}" if error.hint else alone
+        without = "altcore.load(..., with_data=False) builds the model without its data"
+        if not with_data:
+            lack = "the record does not say what its own data were, as batches came from Python"
+            if _facts_in(found) is not None:
+                lack = "it has no build_model"
+            without = f"workload {config.workload} cannot build its model without its data: {lack}"
+        alone = f"the weights alone are torch.load({str(found.path / WEIGHTS_FILE)!r})['model']"
+        hints = [error.hint, without, alone if found.state is not None else ""]
+        error.hint = "; ".join(filter(None, hints))
         raise
 
 
-def _warn_of_other_data(workload: Workload, device: torch.device, found: Checkpoint) -> None:
-    """Warn if the workload has other data than the run had: a loss is then another, too."""
-    identity = found.manifest["identity"]
-    recorded = identity.get("data", {}).get(DIGEST)
-    if recorded is None or "data" in given_in(identity):
-        return
-    now = data_of(workload, device, is_given=False)[DIGEST]
-    if now != recorded:
-        problem = "the data were changed since the run: losses on them are not those of the run"
-        log.warning(problem, checkpoint=str(found.path), recorded=recorded, now=now)
+def _warn_of_others(found: Checkpoint, now: Mapping[str, Any]) -> None:
+    """Warn if another model, or other data or another loss, is passed in than the run had."""
+    before = {key: part for key, part in given_in(found.manifest["identity"]).items() if key in now}
+    given = {key: part for key, part in now.items() if part is not None}
+    for change in compare({"plugin": before}, {"plugin": given}):
+        problem = f"{change}: losses are not those of the run"
+        hint = f"altcore.load(..., {change.what}=...) takes the run's own"
+        log.warning(problem, checkpoint=str(found.path), hint=hint)
+
+
+def _warn_of_other_data(
+    workload: Workload, device: torch.device, found: Checkpoint, config: TrainConfig, is_given: bool
+) -> None:
+    """Warn if the data are not those that the run had: a loss is then another, too."""
+    name, recorded = config.workload, found.manifest["identity"].get("data")
+    known_by = data_of(workload, device, is_given)
+    now = data_identity({name: config.settings.get(name, {})}, name, known_by)
+    for change in compare({"data": recorded}, {"data": now}) if recorded else ():
+        # Files of plugins are nothing to a model that is evaluated.
+        if change.what == "data" or change.what.startswith(f"{name}."):
+            problem = "the data were changed since the run: losses on them are not those of the run"
+            about = {"what": change.what, "recorded": change.before, "now": change.now}
+            log.warning(problem, checkpoint=str(found.path), **about)
 
 
 def _take(found: Checkpoint, q: Quantization) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -297,6 +298,21 @@ def test_the_checkpoints_of_a_run_are_left_alone(start, tmp_path):
     with pytest.raises(BadInput, match="is the checkpoint of a run"):
         Loop().manager(run / "checkpoints")
     assert sorted((run / "checkpoints").rglob("*")) == before
+
+
+def test_the_directory_of_a_run_is_refused(start):
+    """So is any folder in it, before a file is written; what would be right is said."""
+    run, loop = start(name="r", max_steps=1).run_directory, Loop()
+    shutil.rmtree(run / "checkpoints")
+    before = sorted(run.rglob("*"))
+    for folder, where in ((run, "is"), (run / "checkpoints", "is within"), (run / "own", "within")):
+        says = f"{where} the directory of a run, .*a folder of its own; altcore.train.resume='r'"
+        with pytest.raises(BadInput, match=says):
+            loop.manager(folder)
+        with pytest.raises(BadInput, match=says):
+            altcore.save_checkpoint(folder, loop.model, loop.optimizer, loop.q, 1)
+    assert sorted(run.rglob("*")) == before
+    assert loop.manager(run.parent / "mine").save(1)
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path):

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 import altcore
 from altcore import BadInput, loading
 from altcore.errors import InvalidCheckpoint
+from altcore_workloads.gpt import Gpt
 
 RECIPES = {
     "pure": {"format": "E4M3", "recipe": "pure"},
@@ -129,6 +130,87 @@ def test_other_data_than_the_run_had_are_named(start, tmp_path):
     alone, own = torch.load(file)["model"], loaded.model.state_dict()
     assert alone.keys() == own.keys()
     assert all(torch.equal(alone[key], own[key]) for key in own)
+
+
+def sums(split, step, micro):
+    """Return tokens that a seed draws, in place of the workload's."""
+    tokens = torch.randint(0, 200, (2, 9), generator=torch.Generator().manual_seed(step))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def own_loss(model, batch):
+    """Return another loss than the workload's."""
+    return model(batch[0]).float().square().mean()
+
+
+class Tokens(torch.nn.Sequential):
+    """A model of a caller, which may have another activation with the same weights."""
+
+    def __init__(self, activation):
+        super().__init__(torch.nn.Embedding(200, 8), activation, torch.nn.Linear(8, 8))
+
+
+def test_what_came_from_python_is_compared(start):
+    """By the same digest, names and modules as at a resume; what is the same is no news."""
+    own = {"model": Tokens(torch.nn.ReLU()), "data": sums, "loss": own_loss}
+    altcore.train(start.config(name="own", max_steps=1), **own)
+
+    def told(**given):
+        with capture_logs() as logs:
+            loaded = altcore.load("own", "latest", runs_dir=start.runs, **{**own, **given})
+        return loaded, [x for x in logs if x["log_level"] == "warning"]
+
+    loaded, news = told(model=Tokens(torch.nn.ReLU()))
+    assert not news
+    batch = loaded.workload.batch("val", 0, 0)
+    assert torch.equal(batch[0], sums("val", 0, 0)[0])
+    assert loaded.workload.loss(loaded.model, batch) == own_loss(loaded.model, batch)
+    _, (changed, named) = told(data=lambda split, step, micro: sums(split, step + 1, micro))
+    assert changed["event"].startswith("the data were changed since the run")
+    assert len(changed["recorded"]) == len(changed["now"]) == 64
+    assert "data was sums, given from Python and is " in named["event"]
+    _, (missing,) = told(data=None)
+    assert missing["event"].startswith("data was sums, given from Python and is none")
+    assert "data=..." in missing["hint"]
+    _, (missing,) = told(loss=None)
+    assert missing["event"].startswith("loss was own_loss, given from Python and is none")
+    _, (other,) = told(model=Tokens(torch.nn.GELU()))
+    assert "with ReLU() as 1 and is Tokens" in other["event"]
+    alone, news = told(with_data=False, data=None, loss=None)
+    assert not news
+    assert torch.equal(alone.model[2].weight, loaded.model[2].weight)
+
+
+@pytest.mark.parametrize("checkpoint", ["latest", "step-00000000"])
+def test_the_weights_need_no_data(checkpoint, start, tmp_path, capsys, monkeypatch):
+    """The model is built by what the run recorded; where it cannot be, the reason is said."""
+    shutil.copytree(start.runs / "pure", tmp_path / "runs/pure")
+    config = tmp_path / "runs/pure/config.yaml"
+    gone = str(tmp_path / "gone.txt")
+    config.write_text(config.read_text().replace(str(start.corpus), gone))
+    whole = altcore.load("pure", checkpoint, runs_dir=start.runs)
+    keys = {"checkpoint": checkpoint, "runs_dir": tmp_path / "runs"}
+    with pytest.raises(BadInput, match=r"gone.txt does not exist: .*with_data=False"):
+        altcore.load("pure", **keys)
+    moved = altcore.load("pure", **keys, data=start.corpus)
+    assert moved.workload.facts == whole.workload.facts
+    alone = altcore.load("pure", **keys, with_data=False)
+    own = whole.model.state_dict()
+    assert all(torch.equal(own[key], x) for key, x in alone.model.state_dict().items())
+    assert alone.workload.facts == whole.workload.facts
+    with pytest.raises(BadInput, match="with_data: the run was loaded without its data"):
+        alone.workload.batch("val", 0, 0)
+    command = ("checkpoints", "export", "pure", tmp_path / "out", "--runs-dir", keys["runs_dir"])
+    assert call(capsys, *command, "--as", "codes", "--name", checkpoint).code == 0
+    altcore.export(whole, tmp_path / "whole", "codes")
+    exported, expected = (altcore.read_export(tmp_path / name) for name in ("out", "whole"))
+    assert all(torch.equal(expected[key], x) for key, x in exported.items())
+    monkeypatch.delattr(Gpt, "build_model")
+    (tmp_path / "out").unlink()
+    outcome = call(capsys, *command)
+    assert outcome.code == 2
+    says = "gone.txt does not exist: workload gpt cannot build its model without its data: it has"
+    assert f"{says} no build_model" in " ".join(outcome.err.split())
 
 
 def test_a_damaged_checkpoint_is_refused(start, tmp_path):

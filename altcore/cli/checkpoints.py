@@ -186,7 +186,8 @@ def export(
         raise BadInput(f"{file} exists; choose another name", key="FILE")
     with Status() as status:
         status.now(f"reading the weights of {run}")
-        loaded = load(run, _chosen(best, latest, name), runs_dir=runs_dir)
+        which = _chosen(best, latest, name)
+        loaded = load(run, which, runs_dir=runs_dir, with_data=False)
         status.now(f"writing {file}")
         others = write(loaded, file, kind)
     for weight, why in others.items():

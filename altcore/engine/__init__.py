@@ -4,17 +4,19 @@ Uses every room below: runs, quantization, config, hooks, numerics, recipes and 
 """
 
 from altcore.engine.building import (
+    build_alone,
     build_workload,
     check_settings,
     choose_device,
     counted_in_steps,
     freeze,
+    given_data,
 )
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
-from altcore.engine.hidden_state import NOT_STATE
-from altcore.engine.identity import DIGEST, data_of, given_from_python, given_in
+from altcore.engine.hidden_state import warn_of_hidden
+from altcore.engine.identity import data_of, given_from_python, given_in, identity_given
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
     MeasureTable,
@@ -32,6 +34,7 @@ from altcore.engine.measuring import (
     quantized_weights,
 )
 from altcore.engine.model_state import AsBuilt, put_model
+from altcore.engine.module_kinds import kinds_of
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.own_steps import StepWatch, unkept_optimizers
 from altcore.engine.process_possessions import process_kept
@@ -45,8 +48,6 @@ from altcore.engine.torch_bindings import lasting_changes
 from altcore.engine.torchrun import world_size
 
 __all__ = [
-    "DIGEST",
-    "NOT_STATE",
     "AsBuilt",
     "DeferredErrors",
     "Engine",
@@ -62,6 +63,7 @@ __all__ = [
     "Trend",
     "Workload",
     "active_quantizers",
+    "build_alone",
     "build_workload",
     "check_settings",
     "check_weights",
@@ -69,11 +71,14 @@ __all__ = [
     "counted_in_steps",
     "data_of",
     "freeze",
+    "given_data",
     "given_from_python",
     "given_in",
+    "identity_given",
     "interval_width_of",
     "inverse_scale",
     "join_moments",
+    "kinds_of",
     "last_input",
     "lasting_changes",
     "layer_of",
@@ -91,5 +96,6 @@ __all__ = [
     "seeded",
     "set_random_state",
     "unkept_optimizers",
+    "warn_of_hidden",
     "world_size",
 ]

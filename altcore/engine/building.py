@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import Epoch, count_epochs, epoch_of, in_steps
 from altcore.engine.flag_watch import watched
+from altcore.engine.model_alone import ModelAlone
 from altcore.engine.model_state import misstated, without_numbers
 from altcore.engine.named_errors import naming
 from altcore.engine.observers import ObserverCheck
@@ -24,7 +26,7 @@ from altcore.engine.randomness import seed_all
 from altcore.engine.rank_checks import of_rank
 from altcore.engine.ranks import Ranks
 from altcore.engine.state import Workload
-from altcore.errors import BadInput, PluginError, keyed, nearest
+from altcore.errors import BadInput, PluginError, keyed, nearest, shown
 from altcore.hook_clock import HookClock
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
@@ -43,8 +45,8 @@ class Built:
 
     config: TrainConfig
     """All in steps, with what is to be recorded of its formats."""
-    given: Mapping[str, str]
-    """What came from Python, as `given_from_python` names it."""
+    given: Mapping[str, Any]
+    """What came from Python, as `identity_given` tells it."""
     owners: Mapping[str, Any]
     """Workload, optimizer and plugins, as their settings, by name."""
     device: torch.device
@@ -73,7 +75,7 @@ def build(
     model: nn.Module | None,
     batch: Batches | None,
     loss: Loss | None,
-    given: Mapping[str, str],
+    given: Mapping[str, Any],
 ) -> Built:
     """Build what the configuration names, with what was passed in in the place of its own."""
     device = choose_device(ranks.device(config.device))
@@ -110,6 +112,48 @@ def build_workload(
     """Return the configuration's workload, with what was passed in in the place of its own."""
     source = _settings_of("workload", config.workload, config)
     return _workload(source, config, device, model, batch, loss)
+
+
+def build_alone(
+    config: TrainConfig,
+    device: torch.device,
+    model: nn.Module | None,
+    facts: Mapping[str, str | int | float] | None,
+) -> Workload | None:
+    """Return the model without data; None if the workload needs its data to build it.
+
+    Args:
+        config: which names the workload.
+        device: where the model goes.
+        model: takes the place of the workload's.
+        facts: which a run recorded of the workload; None if they are not those of its own data.
+    """
+    who = None
+    if model is None:
+        source = _settings_of("workload", config.workload, config)
+        make, who = getattr(source.settings, "build_model", None), source.who
+        if make is None or facts is None:
+            return None
+        with naming(who, "build_model"):
+            model = make(config.seed, device, facts)
+        if not isinstance(model, nn.Module):
+            raise PluginError(f"{who}: build_model returned {shown(model)}, not a torch.nn.Module")
+    _check_model(model, who)
+    return ModelAlone(model.to(device), facts or {})
+
+
+def given_data(config: TrainConfig, data: Any) -> tuple[TrainConfig, Batches | None]:
+    """Return the configuration with data that the caller gave, if a path, and their batches if not.
+
+    Raises `BadInput` for what is neither.
+    """
+    if isinstance(data, str | Path):
+        own = {**config.settings.get(config.workload, {}), "data": str(data)}
+        return config.evolve(settings={**config.settings, config.workload: own}), None
+    if data is None or callable(data):
+        return config, data
+    problem = f"a path or a function (split, step, micro) -> batch is needed, not {shown(data)}"
+    raise BadInput(problem, key="data")
 
 
 def check_settings(config: TrainConfig) -> None:

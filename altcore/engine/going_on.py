@@ -22,6 +22,7 @@ from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import (
     ANOMALY,
     ENDED_PHASE,
+    NAME,
     Change,
     Checkpoint,
     RunDirectory,
@@ -46,15 +47,15 @@ CODE = ("altcore", "torch", "python")
 """Parts of the platform of which another version may have states of another form."""
 
 
-def check_given(directory: RunDirectory, given: Mapping[str, str], allowed: Sequence[str]) -> None:
+def check_given(directory: RunDirectory, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Raise `BadInput` if the caller gave another model or loss, or other data than the run had.
 
     Only names are compared, before anything is built: what is missing would fail on the way.
     """
     name = directory.path.name
     before = given_in(identity_in(directory.path))
-    now = {kind: {"name": given_name} for kind, given_name in given.items()}
-    changes = compare({"plugin": before}, {"plugin": now})
+    old, new = ({k: {NAME: v.get(NAME)} for k, v in x.items()} for x in (before, given))
+    changes = compare({"plugin": old}, {"plugin": new})
     refused = [c for c in changes if not {c.kind, c.what} & {*allowed}]
     for change in refused:
         if change.now is None:
@@ -130,6 +131,10 @@ def go_on(
     changes: list[Change] = []
     unfit: list[InvalidCheckpoint] = []
 
+    def check_own_model(found: Checkpoint) -> None:
+        if "model" in built.given:
+            _check_own_model(found, built, directory.path.name)
+
     def check(found: Checkpoint, plugins: Sequence[Plugin]) -> None:
         check_run_id(found.path, found.manifest, directory.run_id)
         changes[:] = compare(found.manifest["identity"], identity)
@@ -139,11 +144,11 @@ def go_on(
             check_changes(changes, name, allowed=allowed, strict=config.strict, is_edited=edited)
         except BadInput as error:
             _check_record(found, directory.path, error)
+            check_own_model(found)  # other tensors nobody can allow
             raise
         if any(c.what == "optimizer" for c in changes):
             _without_moments(found, built)
-        if "model" in given_in(identity):
-            _check_own_model(found, built, name)
+        check_own_model(found)
         try:
             if found.state is not None:
                 check_state(found.state, built, is_healthy=found.kind != ANOMALY)

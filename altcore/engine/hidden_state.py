@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cache
 from typing import Any
 
@@ -17,12 +17,35 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, is_looked_up, memory
+from altcore.log import log
 
-NOT_STATE = (
-    "Of one that each step writes before it reads it, "
-    'not_state = ("NAME",) on its object or class says so'
-)
-"""Said of attributes that no checkpoint has."""
+HOOKS = "hooks"
+"""What hooks are called as part of an owner; they are no attribute."""
+
+
+def no_state(labels: Sequence[str]) -> str:
+    """Return how to say that the first of these is no state; nothing if none is an attribute.
+
+    >>> no_state(["aux of the model"])[-55:]
+    'say so on the object or its class: not_state = ("aux",)'
+    >>> no_state(["hooks of the model", "a scheduler"])
+    ''
+    """
+    for label in labels:
+        name, _, owner = label.partition(" of ")
+        if owner and name.isidentifier() and name != HOOKS:
+            said = f'not_state = ("{name}",)'
+            when = f"If each step writes {label} before it reads it"
+            return f"{when}, say so on the object or its class: {said}"
+    return ""
+
+
+def warn_of_hidden(labels: Sequence[str]) -> None:
+    """Warn of the state of a loop that no checkpoint has, if there is some."""
+    if labels:
+        told = "state that no checkpoint has begins anew: keep it yourself"
+        hint = no_state(labels)
+        log.warning(told, names=labels, **({"hint": hint} if hint else {}))
 
 
 def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Fingerprint]:

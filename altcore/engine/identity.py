@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from altcore.engine.building import Built
+from altcore.engine.module_kinds import kinds_of
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state import Workload
 from altcore.recipes import formats_in
-from altcore.runs import identity_of
+from altcore.runs import MODULES, NAME, identity_of
 
 DIGEST = "sha256"
 """The fact of a workload that digests its data."""
@@ -93,3 +94,15 @@ def given_from_python(model: object, batch: object, loss: object = None) -> dict
         for name, thing in given.items()
         if thing is not None
     }
+
+
+def identity_given(model: nn.Module | None, batch: object, loss: object) -> dict[str, Any]:
+    """Return what the caller gave as an identity holds it; a model with the kinds of its modules.
+
+    Of a model that is not quantized yet.
+    """
+    names = given_from_python(model, batch, loss)
+    found: dict[str, Any] = {part: {NAME: name} for part, name in names.items()}
+    if model is not None:
+        found["model"][MODULES] = kinds_of(model)
+    return found

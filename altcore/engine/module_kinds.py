@@ -11,6 +11,7 @@ from altcore.builtin_types import one_line
 from altcore.errors import described
 from altcore.log import log
 from altcore.recipes import some
+from altcore.runs import changed_modules
 
 _NO_DIFFERENCE = re.compile(r"(, )?inplace=(True|False)|0x[0-9a-f]+")
 
@@ -30,12 +31,8 @@ def _kind(module: nn.Module) -> str:
 
 def warn_of_other_kinds(was: Mapping[str, str], model: nn.Module) -> None:
     """Warn of the modules of a model that are others than they were when its state was saved."""
-    now = kinds_of(model)
-    others = [
-        f"{name or 'the model'} was {was.get(name, 'none')}, and is {now.get(name, 'none')}"
-        for name in dict.fromkeys([*was, *now])
-        if was.get(name) != now.get(name)
-    ]
+    modules = changed_modules(was, kinds_of(model))
+    others = [f"{name} was {old}, and is {new}" for name, old, new in modules]
     if others:
         told = "the weights fit, but modules of the model are others than those that were saved"
         log.warning(told, modules=some(others))

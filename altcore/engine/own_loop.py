@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
-from altcore.engine.hidden_state import optimizer_parts
+from altcore.engine.hidden_state import HOOKS, optimizer_parts
 from altcore.engine.model_state import (
     AsBuilt,
     flags_of,
@@ -103,7 +103,7 @@ class OwnLoop:
 
         The first time more is looked for.
         """
-        hooks = [f"hooks of {name}" for name in built.late_hooks(built.hooks)]
+        hooks = [f"{HOOKS} of {name}" for name in built.late_hooks(built.hooks)]
         return [*built.hidden(), *hooks, *self._schedulers(is_first=is_first)]
 
     def _schedulers(self, *, is_first: bool) -> list[str]:
@@ -124,16 +124,14 @@ class OwnLoop:
         """Return the names of what is not finite now, before training: it may stay so."""
         return unwatched_in(self.model) | unwatched_among(self.also)
 
-    def not_finite(
-        self, state: Mapping[str, Any], unwatched: Container[str] | None = None
-    ) -> str | None:
+    def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from.
 
-        ``unwatched`` is as it was before training, None if nobody knows.
+        ``unwatched`` is what was not finite before training, if somebody knows.
         """
         optimizer = (state["optimizer"], state["optimizer_layout"]["parameters"])
         parts = (numbers_of(self.model), *optimizer, state["scaler"])
-        own = not_finite_in(state["model"], *parts, unwatched or ())
+        own = not_finite_in(state["model"], *parts, unwatched)
         return own or not_finite_among(state["also"], self.also, unwatched)
 
     @property

@@ -12,7 +12,7 @@ from altcore.engine.custom_workload import own_batches, own_workload
 from altcore.engine.ending import Ending
 from altcore.engine.fingerprints import Fingerprint, fingerprint
 from altcore.engine.finite import is_finite
-from altcore.engine.hidden_state import NOT_STATE, attributes_of_others, changed_in, own_of
+from altcore.engine.hidden_state import attributes_of_others, changed_in, no_state, own_of
 from altcore.engine.model_state import hooks_of, misstated
 from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
@@ -44,8 +44,7 @@ from altcore.runs import (
 
 UNSAVED = (
     "state of the run that no checkpoint has, and that a run that goes on begins anew. Keep it in "
-    "buffers, the optimizer's state or a plugin's state_dict, or set it again in run_start. "
-    + NOT_STATE
+    "buffers, the optimizer's state or a plugin's state_dict, or set it again in run_start"
 )
 """Said of attributes."""
 
@@ -177,7 +176,8 @@ class Saving:
         late = self.state.built.late_hooks(self.hooks)
         hidden = self.state.built.hidden()
         hidden += changed_in(self.attributes, self._attributes())
-        told = [f"{some(hidden)}: {UNSAVED}"] if hidden else []
+        how = no_state(hidden)
+        told = [f"{some(hidden)}: {UNSAVED}{f'. {how}' if how else ''}"] if hidden else []
         if late:
             told.append(
                 f"hooks were put on {some(late)} while the run trained, and no checkpoint has "

@@ -20,7 +20,7 @@ from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
 from altcore.engine.facts import facts_of
 from altcore.engine.going_on import GoingOn, check_given, go_on
-from altcore.engine.identity import given_from_python, run_identity
+from altcore.engine.identity import identity_given, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import check_alike, check_shares
@@ -90,7 +90,7 @@ def _prepare(
     on_error: ExitStack,
 ) -> Engine:
     check_alike(config, ranks)
-    given = given_from_python(model, batch, loss)
+    given = identity_given(model, batch, loss)
     if held is not None:
         check_given(held, given, allow_change)
     built = build(config, ranks, clock, model, batch, loss, given)

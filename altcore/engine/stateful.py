@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.finite import has_nan, is_finite
@@ -58,24 +59,25 @@ def states_of(also: Mapping[str, Stateful]) -> dict[str, Any]:
 
 
 def not_finite_among(
-    states: Mapping[str, Any], also: Mapping[str, Stateful], unwatched: Container[str] | None
+    states: Mapping[str, Any], also: Mapping[str, Stateful], unwatched: Container[str] = ()
 ) -> str | None:
     """Return the name of the first tensor that is no number to go on from, None if all are.
 
-    Buffers of a module may be infinite, as its own state says.
+    Parameters and running statistics of a module and moments of an optimizer are finite. Another
+    tensor, as the best loss before there is one, may be infinite, but not NaN.
 
     Args:
         states: what `states_of` returned.
         also: of which they are.
-        unwatched: what `unwatched_among` returned before training; if it is None nobody knows what
-            is usual there, and only NaN counts.
+        unwatched: what `unwatched_among` returned before training; these may be anything.
     """
     for name, part in also.items():
-        usual = _buffers(part)
-        for label, key, x in _tensors_of(name, states[name]["state"]):
-            may_be_infinite = unwatched is None or key in usual
-            is_bad = has_nan(x) if may_be_infinite else not is_finite(x)
-            if is_bad and label not in (unwatched or ()):
+        numbers = _numbers(part)
+        for label, keys, x in _tensors_of(name, states[name]["state"]):
+            is_moment = isinstance(part, Optimizer) and keys[:1] == ("state",)
+            is_number = is_moment or (keys and keys[-1] in numbers)
+            is_bad = not is_finite(x) if is_number else has_nan(x)
+            if is_bad and label not in unwatched:
                 return label
     return None
 
@@ -89,21 +91,19 @@ def unwatched_among(also: Mapping[str, Stateful]) -> frozenset[str]:
     return frozenset()
 
 
-def _buffers(part: Stateful) -> set[str]:
-    """Return the names of a module's buffers that are no running statistics."""
+def _numbers(part: Stateful) -> set[str]:
+    """Return the names of a module's parameters and running statistics."""
     module = part.model if isinstance(part, Quantization) else part
-    if not isinstance(module, nn.Module):
-        return set()
-    return {name for name, _ in module.named_buffers()} - set(numbers_of(module))
+    return set(numbers_of(module)) if isinstance(module, nn.Module) else set()
 
 
-def _tensors_of(name: str, state: Any, *keys: Any) -> Iterator[tuple[str, Any, Tensor]]:
-    """Yield what each tensor with numbers of floating point is called, its key, and it."""
+def _tensors_of(name: str, state: Any, *keys: Any) -> Iterator[tuple[str, tuple[Any, ...], Tensor]]:
+    """Yield what each tensor with numbers of floating point is called, its keys, and it."""
     if isinstance(state, Tensor):
         has_numbers = not (is_lazy(state) or state.is_meta)
         if has_numbers and (state.is_floating_point() or state.is_complex()):
             label = f"{'.'.join(map(str, keys))} of also.{name}" if keys else f"also.{name}"
-            yield label, keys[-1] if keys else None, state
+            yield label, keys, state
         return
     parts = state.items() if isinstance(state, Mapping) else ()
     for key, held in enumerate(state) if isinstance(state, list | tuple) else parts:

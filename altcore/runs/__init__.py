@@ -26,15 +26,15 @@ from altcore.runs.directory import (
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
-from altcore.runs.identity import (
+from altcore.runs.identity import MODULES, NAME, data_identity, identity_of, is_path
+from altcore.runs.identity_changes import (
     KEPT,
     NAMES,
     Change,
     about_platform,
+    changed_modules,
     check_changes,
     compare,
-    identity_of,
-    is_path,
 )
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import AFTER_PLUGINS, damaged_lines, read_lines, read_new_lines
@@ -129,6 +129,8 @@ __all__ = [
     "EVENTS",
     "KEPT",
     "METRICS",
+    "MODULES",
+    "NAME",
     "NAMES",
     "OWN",
     "REGULAR",
@@ -157,6 +159,7 @@ __all__ = [
     "as_name",
     "bring_back_environment",
     "by_merit",
+    "changed_modules",
     "check_changes",
     "check_environment",
     "check_loop_folder",
@@ -165,6 +168,7 @@ __all__ = [
     "compare",
     "contents",
     "damaged_lines",
+    "data_identity",
     "early_and_late",
     "environment",
     "find_end",

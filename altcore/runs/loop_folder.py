@@ -14,6 +14,7 @@ from altcore.errors import BadInput
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
 from altcore.runs.manifest import check_no_linked
 from altcore.runs.retention import list_checkpoints
+from altcore.runs.run_id import run_id_of
 
 OWN = ""
 """The run id in a manifest of a loop, which is of no run."""
@@ -72,7 +73,7 @@ def lock_folder(folder: Path, lock: DirectoryLock | None = None) -> DirectoryLoc
 
 
 def check_loop_folder(folder: Path) -> None:
-    """Raise `BadInput` if a folder is none, or holds what is not a loop's and would be replaced."""
+    """Raise `BadInput` if a folder is none or a run's, or holds what is not a loop's."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is not a folder", key="folder")
     check_no_linked(folder)
@@ -90,6 +91,15 @@ def check_loop_folder(folder: Path) -> None:
         if kept.manifest["run_id"] != OWN:
             problem = f"{kept.path} is the checkpoint of a run, and not of a loop of your own"
             raise BadInput(problem, key="folder", hint="take a folder of its own")
+    for run in (folder, folder.parent):
+        if run_id_of(run) is not None:
+            where = "is" if run == folder else "is within"
+            hint = (
+                f"take a folder of its own; altcore.train(resume={run.name!r}) goes on with the "
+                f"run, and altcore.load({run.name!r}) loads it"
+            )
+            problem = f"{folder} {where} the directory of a run, which keeps its own checkpoints"
+            raise BadInput(problem, key="folder", hint=hint)
 
 
 def _begin_anew() -> None:

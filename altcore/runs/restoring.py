@@ -16,7 +16,7 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.environment_file import check_environment
-from altcore.runs.identity import Change
+from altcore.runs.identity_changes import Change
 from altcore.runs.own_checkpoint import restorable
 from altcore.runs.reading import no_run, read_configuration
 from altcore.runs.summary import read_summary, records_in

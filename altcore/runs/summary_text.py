@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import rounded
-from altcore.runs.identity import Change
+from altcore.runs.identity_changes import Change
 from altcore.runs.summary import EVALUATED
 
 

@@ -15,7 +15,7 @@ from altcore import BadInput
 from altcore.engine import resuming
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.errors import PluginError
-from altcore.runs import read_lines
+from altcore.runs import compare, read_lines
 
 
 def coins(split, step, micro):
@@ -179,3 +179,44 @@ def test_a_model_of_another_shape_is_no_reason_to_go_back(own_run):
     with capture_logs() as logs, pytest.raises(BadInput, match=says):
         altcore.train(own_run, resume="r", **{**OWN, "model": Own(9)})
     assert not [line for line in logs if "not valid" in line["event"]]
+
+
+class Swapped(nn.Sequential):
+    """A model of which other modules have the same weights."""
+
+    def __init__(self, activation):
+        super().__init__(nn.Linear(4, 8), activation, nn.Linear(8, 1))
+
+    def forward(self, x, y):
+        return (super().forward(x) - y).square().mean()
+
+
+def test_other_modules_with_the_same_weights_are_refused_until_allowed(shelf, start):
+    """Both are named, and recorded once they are allowed; the same ones in another build go on."""
+    plant(shelf, "regression")
+    own = {"data": sums, "loss": passed_on}
+    config = start.config(workload="regression", name="r", format="E4M3", max_steps=2)
+    altcore.train(config, model=Swapped(nn.ReLU()), **own)
+    steps = iter(range(3, 6))
+
+    def resume(model, **keys):
+        again = resuming.resumed("r", str(start.runs), max_steps=next(steps))
+        return altcore.train(again, resume="r", model=model, **own, **keys)
+
+    assert not resume(Swapped(nn.ReLU(inplace=True))).summary["changes"]
+    says = r"model was Swapped, .*with ReLU\(\) as 1 and is .*with GELU\(.*--allow-change plugin"
+    with pytest.raises(BadInput, match=says):
+        resume(Swapped(nn.GELU()))
+    (change,) = resume(Swapped(nn.GELU()), allow_change=["model"]).summary["changes"]
+    assert change["what"] == "model"
+    assert "ReLU() as 1" in change["before"]
+    assert "GELU(approximate='none') as 1" in change["now"]
+
+
+def test_a_run_that_has_no_record_of_its_modules_goes_on():
+    """As one of an earlier altcore; and so does a damaged one."""
+    known = {"model": {"name": "Net", "modules": {"": "Net()"}}}
+    for before in ({"model": {"name": "Net"}}, {"model": {"name": "Net", "modules": {}}}):
+        assert not compare({"plugin": before}, {"plugin": known})
+    (change,) = compare({"plugin": {"model": 3}}, {"plugin": known})
+    assert str(change) == "model was none and is Net"

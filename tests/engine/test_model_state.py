@@ -466,7 +466,8 @@ def test_what_is_said_to_be_no_state_is_not_told(start, shelf, tmp_path):
         manager.save(1)
     (told,) = logs
     assert told["names"] == ["other of the model"]
-    assert 'not_state = ("NAME",) on its object or class' in told["hint"]
+    assert told["hint"].startswith("If each step writes other of the model before it reads it")
+    assert told["hint"].endswith('say so on the object or its class: not_state = ("other",)')
 
 
 def test_state_in_settings_and_in_functions_is_told(start, shelf):

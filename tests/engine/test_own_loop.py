@@ -1,5 +1,7 @@
 """What a checkpoint of a loop of one's own holds, and in which contexts it is written and read."""
 
+import re
+
 import pytest
 import torch
 from structlog.testing import capture_logs
@@ -418,30 +420,52 @@ class Tracked:
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_what_else_a_loop_keeps_is_finite(number, tmp_path):
-    """As its model is, unless it was not before training; its other buffers may be infinite."""
-    loop, average, other = Loop(), AveragedModel(nn.Linear(1, 1)), Tracked()
+@pytest.mark.parametrize("part", ["average", "moment", "past"])
+def test_what_else_a_loop_keeps_is_finite(part, number, tmp_path):
+    """Weights and moments, as those of its model; other tensors may be infinite, but not NaN.
+
+    The same holds with a manager and without.
+    """
+    loop, average, other, second = Loop(), AveragedModel(nn.Linear(1, 1)), Tracked(), Loop()
     average.register_buffer("mask", torch.zeros(1))
-    also = {"average": average, "tracked": other}
-    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer, also=also)
+    second.train()
+    also = {"average": average, "tracked": other, "second": second.optimizer}
+    given = (tmp_path / "b", loop.model, loop.optimizer, None)
+    manager = CheckpointManager(tmp_path / "a", *given[1:], also=also)
     average.mask.fill_(-torch.inf)
     assert manager.save(1).name == "step-00000001"
-    given = (tmp_path / "b", loop.model, loop.optimizer, None, 2)
-    other.kept["past"][0].fill_(number)
+    moments = next(iter(second.optimizer.state.values()))
+    held, label = {
+        "average": (average.module.weight.data, "module.weight of also.average"),
+        "moment": (moments["exp_avg"], "state.0.exp_avg of also.second"),
+        "past": (other.kept["past"][0], "past.0 of also.tracked"),
+    }[part]
+    held.fill_(number)
+    if part == "past" and number == torch.inf:
+        assert manager.save(2).name == "step-00000002"
+        altcore.save_checkpoint(*given, 2, also=also)
+        other.kept = {"best": torch.zeros(()), "past": [torch.zeros(1)]}
+        assert altcore.load_checkpoint(*given, also=also) == manager.restore() == 2
+        return
     with capture_logs() as logs:
         assert manager.save(2).name == "anomaly_00000002"
-    assert logs[0]["first"] == "past.0 of also.tracked"
-    average.module.weight.data.fill_(number)
-    with capture_logs() as logs:
-        assert manager.save(3) is None
-    assert logs[0]["first"] == "module.weight of also.average"
-    if number == torch.inf:  # which may be usual there
-        altcore.save_checkpoint(*given, also=also)
-    else:
-        with pytest.raises(BadInput, match=r"module\.weight of also\.average is not finite after"):
-            altcore.save_checkpoint(*given, also=also)
+    assert logs[0]["first"] == label
+    with pytest.raises(BadInput, match=f"{re.escape(label)} is not finite after step 2"):
+        altcore.save_checkpoint(*given, 2, also=also)
     assert manager.restore() == 1
     assert manager.save(4).name == "step-00000004"
+
+
+def test_what_is_nan_before_training_may_stay_so(tmp_path):
+    """Only a manager that was made before knows of it."""
+    loop, other = Loop(), Tracked()
+    other.kept["best"].fill_(torch.nan)
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer, also={"tracked": other})
+    assert manager.save(1).name == "step-00000001"
+    with pytest.raises(BadInput, match=r"best of also\.tracked is not finite"):
+        altcore.save_checkpoint(
+            tmp_path / "b", *(loop.model, loop.optimizer, None, 1), also=manager.also
+        )
 
 
 def test_what_else_a_loop_keeps_has_to_fit(tmp_path):

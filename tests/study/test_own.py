@@ -83,6 +83,22 @@ def test_a_study_trains_what_was_passed_in(study, tmp_path):
     assert sorted(path.name for path in (tmp_path / "mine").glob("jobs/*")) == jobs
 
 
+def test_a_model_of_other_modules_begins_new_runs(study, tmp_path):
+    """Though its class, its weights and the number of them are the same."""
+
+    def model(activation):
+        return nn.Sequential(nn.Linear(4, 8), activation, nn.Linear(8, 1))
+
+    def loss(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    counts = []
+    for activation in (nn.ReLU(), nn.ReLU(inplace=True), nn.GELU()):
+        study(model=model(activation), data=sums, loss=loss)
+        counts.append(len(list((tmp_path / "mine/runs").iterdir())))
+    assert counts[0] == counts[1] < counts[2]
+
+
 def test_a_model_is_made_with_the_random_states_of_its_seed():
     """The caller's own states go on as if nothing had been drawn. A run trains a copy."""
     own = Own(Sums, same_sums)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -126,10 +127,23 @@ class Gpt:
         check_length(corpus, shape.block_size)
         vocab_size, notice = _vocabulary(corpus, self.vocab_size)
         _check_ids(corpus, corpus.largest_id, vocab_size)
+        return BuiltGpt(
+            model=self.build_model(seed, device, {"vocab_size": vocab_size}),
+            corpus=corpus,
+            seed=seed,
+            device=torch.device(device),
+            shape=shape,
+            vocab_size=vocab_size,
+            notice=notice,
+        )
+
+    def build_model(self, seed: int, device: torch.device, facts: Mapping[str, Any]) -> nn.Module:
+        """Make the model as `build` does with data that have these ``facts``, and read none."""
+        shape = self.shape()
         # Modules draw their default weights when made, from the random state that is kept here.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             model = GptModel(
-                vocab_size=vocab_size,
+                vocab_size=int(facts["vocab_size"]),
                 block_size=shape.block_size,
                 n_layer=shape.n_layer,
                 n_head=shape.n_head,
@@ -140,15 +154,7 @@ class Gpt:
         generator = torch.Generator("cpu")
         generator.manual_seed(int.from_bytes(_hash(f"init/{seed:d}", 8), "little") >> 1)
         model.initialise(generator)
-        return BuiltGpt(
-            model=model.to(device),
-            corpus=corpus,
-            seed=seed,
-            device=torch.device(device),
-            shape=shape,
-            vocab_size=vocab_size,
-            notice=notice,
-        )
+        return model.to(device)
 
 
 @attrs.define(eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -88,31 +89,37 @@ class Resnet18:
             images = load(self.data, self.image_size)
             if self.in_channels is not None:
                 images = images.with_channels(self.in_channels)
-            model = self._model(images, seed)
-            return BuiltResnet18(
-                model.to(device), images, seed, device, self._chosen(images.preset)
-            )
-
-    def _model(self, images: Images, seed: int) -> ResNet18:
-        num_classes = self.num_classes or max(images.classes, 2)
-        if num_classes < images.classes:
+        if self.num_classes is not None and self.num_classes < images.classes:
             raise BadInput(
-                f"{num_classes} is too small for {images.source}, which has "
+                f"{self.num_classes} is too small for {images.source}, which has "
                 f"{images.classes} classes",
                 key=f"{NAME}.num_classes",
             )
-        # Modules draw their default weights when made, from the random state that is kept here.
-        with torch.random.fork_rng(devices=[]):
-            model = ResNet18(
-                in_channels=images.channels,
-                num_classes=num_classes,
-                width_mult=self._chosen(images.preset).width_mult,
-                norm_type=self.norm_type,
-            )
-        generator = torch.Generator("cpu")
-        generator.manual_seed(int.from_bytes(_hash(f"init/{seed:d}", 8), "little") >> 1)
-        model.initialise(generator)
-        return model
+        chosen = self._chosen(images.preset)
+        facts = {
+            "classes": images.classes,
+            "in_channels": images.channels,
+            "width_mult": chosen.width_mult,
+        }
+        model = self.build_model(seed, device, facts)
+        with torch.device("cpu"):
+            return BuiltResnet18(model, images, seed, device, chosen)
+
+    def build_model(self, seed: int, device: torch.device, facts: Mapping[str, Any]) -> nn.Module:
+        """Make the model as `build` does with data that have these ``facts``, and read none."""
+        with torch.device("cpu"):
+            # Modules draw their default weights when made, from the random state that is kept here.
+            with torch.random.fork_rng(devices=[]):
+                model = ResNet18(
+                    in_channels=int(facts["in_channels"]),
+                    num_classes=self.num_classes or max(int(facts["classes"]), 2),
+                    width_mult=float(facts["width_mult"]),
+                    norm_type=self.norm_type,
+                )
+            generator = torch.Generator("cpu")
+            generator.manual_seed(int.from_bytes(_hash(f"init/{seed:d}", 8), "little") >> 1)
+            model.initialise(generator)
+        return model.to(device)
 
     def _chosen(self, preset: Preset) -> Preset:
         """Return what is given, and of the rest what suits the data."""

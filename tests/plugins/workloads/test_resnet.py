@@ -11,6 +11,7 @@ from torch import nn
 
 from altcore import BadInput
 from altcore.config import load_config
+from altcore_workloads.gpt import Gpt
 from altcore_workloads.images import PHOTOS
 from altcore_workloads.resnet import Resnet18
 from altcore_workloads.resnet_model import BasicBlock, ResNet18
@@ -324,3 +325,13 @@ def test_each_variant_states_its_difference_to_base_alone():
     )
     assert narrow == base.evolve(settings={**base.settings, "resnet18-cifar": {"width_mult": 0.5}})
     assert adamw == base.evolve(optimizer="adamw", learning_rate=1e-3, settings={})
+
+
+@pytest.mark.parametrize("settings", [Resnet18(data="generated", image_size=16), Gpt(size="tiny")])
+def test_a_model_without_its_data_is_the_one_with_them(settings):
+    """Of this workload and of gpt, by the facts alone and to the last bit."""
+    built = settings.build(3, CPU)
+    again = settings.build_model(3, CPU, built.facts).state_dict()
+    own = built.model.state_dict()
+    assert again.keys() == own.keys()
+    assert all(torch.equal(again[key], x) for key, x in own.items())

@@ -1,0 +1,282 @@
+"""How two identities of a run differ, and whether a run may go on all the same.
+
+`compare` says what changed, and `check_changes` refuses it by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from attrs import asdict, frozen
+
+from altcore.builtin_types import to_json
+from altcore.errors import BadInput, nearest, shown
+from altcore.recipes import some
+from altcore.runs.identity import DIGITS, MODULES, NAME, by_owner
+
+KINDS = ("configuration", "data", "format", "recipe", "plugin", "world_size")
+"""What may not change unless ``--allow-change`` names it."""
+NAMES = ("name", "label", "project", "tags", "runs_dir")
+"""Keys of the configuration that say what a run is called, and nothing of its numbers."""
+LENGTH = ("max_steps", "epochs", "steps_per_epoch")
+"""How long it trains, which may grow."""
+ELSEWHERE = (
+    *("workload", "optimizer", "plugins", "no_plugins", "format", "format_digests"),
+    *("format_origins", "recipe", "device", "original", "strict", "changes"),
+    "check_observers",
+    "hook_timeout",
+)
+"""Keys that other parts of the identity have, and those that are there for the record."""
+KEPT = (
+    *("checkpoint_interval", "max_checkpoints", "keep_best"),
+    *("check_observers", "hook_timeout"),
+)
+"""Keys of what is kept and watched: a change is recorded, and changes no number."""
+
+DECIDES, BITS, NOTED = "decides numbers", "may change bits", "changes no number"
+"""Severities of a change: it is refused unless it is allowed by name; it is told, and refused by
+``--strict``; it is recorded."""
+LONGEST = 240
+"""Letters of a text in a message."""
+MOST_TOLD = 4
+"""Changes that a message tells."""
+
+
+@frozen
+class Change:
+    """One difference between two identities."""
+
+    kind: str
+    """One of `KINDS`, or ``platform``."""
+    what: str
+    """The key of the configuration, the plugin, or the kind itself."""
+    before: Any
+    now: Any
+    severity: str = DECIDES
+
+    def __str__(self) -> str:
+        return f"{self.what} was {self.text_before} and is {self.text_now}"
+
+    @property
+    def text_before(self) -> str:
+        """The value before, for a message."""
+        return _text(self.before)
+
+    @property
+    def text_now(self) -> str:
+        """The value now, for a message."""
+        return _text(self.now)
+
+    @property
+    def is_decisive(self) -> bool:
+        """Whether it needs to be allowed by name."""
+        return self.severity == DECIDES
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as events and the configuration hold it."""
+        plain: dict[str, Any] = to_json(asdict(self))
+        return plain
+
+
+# Comparing ---------------------------------------------------------------------------------------
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Return what differs between two identities, in the order of `KINDS`.
+
+    An identity that lacks a part, as a damaged or handmade manifest does, differs in it.
+    """
+    old, new = ({kind: _part(one, kind) for kind in _COMPARED} for one in (before, now))
+    return [change for kind, differ in _COMPARED.items() for change in differ(old[kind], new[kind])]
+
+
+def _part(identity: Mapping[str, Any], kind: str) -> Any:
+    if kind == "recipe":
+        return _get(identity.get("configuration"), kind)
+    part = identity.get(kind)
+    if kind != "configuration" or not isinstance(part, Mapping):
+        return part
+    left_out = (*NAMES, *LENGTH, *ELSEWHERE, "settings")
+    keys = {k: v for k, v in part.items() if k not in left_out}
+    settings = part.get("settings")
+    return {**keys, **by_owner(settings), _PATHS: identity.get("paths"), _OWNERS: settings}
+
+
+_PATHS, _OWNERS = object(), object()
+"""Keys under which `_part` hands on which settings are paths, and the settings by owner."""
+
+
+def _configuration(before: Any, now: Any) -> list[Change]:
+    paths = set(_get(before, _PATHS) or ()) & set(_get(now, _PATHS) or ())
+    severities = {**dict.fromkeys(paths, NOTED), **dict.fromkeys(KEPT, NOTED)}
+    # Of a plugin that only one of them has, the settings are not told one by one.
+    others = {*(_get(before, _OWNERS) or ())} ^ {*(_get(now, _OWNERS) or ())}
+    return [
+        Change("configuration", key, old, new, severities.get(key, DECIDES))
+        for key, old, new in _differences(before, now)
+        if isinstance(key, str) and key.partition(".")[0] not in others
+    ]
+
+
+def _data(before: Any, now: Any) -> list[Change]:
+    return [
+        Change("data", "data" if key == "sha256" else key, old, new)
+        for key, old, new in _differences(before, now)
+        if key != "of"
+    ]
+
+
+def _formats(before: Any, now: Any) -> list[Change]:
+    differ = [d for d in _differences(before, now) if _get(d[1], "sha256") != _get(d[2], "sha256")]
+    old = [_described_format(name, fmt) for name, fmt, _ in differ if fmt is not None]
+    new = [_described_format(name, fmt) for name, _, fmt in differ if fmt is not None]
+    return [Change("format", "format", ", ".join(old), ", ".join(new))] if differ else []
+
+
+def _recipe(before: Any, now: Any) -> list[Change]:
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return [] if before == now else [Change("recipe", "recipe", before, now)]
+    return [Change("recipe", f"recipe.{k}", old, new) for k, old, new in _differences(before, now)]
+
+
+def _plugin(before: Any, now: Any) -> list[Change]:
+    changes = []
+    for key, old, new in _differences(before, now):
+        is_model = _get(old, MODULES) or _get(new, MODULES)
+        if is_model and _get(old, NAME) == _get(new, NAME):
+            changes += _own_model(key, old, new)
+            continue
+        same = [_get(old, k) == _get(new, k) and _get(old, k) for k in (NAME, "sha256")]
+        severity = NOTED if all(same) else DECIDES
+        changes.append(Change("plugin", key, _described(old), _described(new), severity))
+    old, new = (list(x) if isinstance(x, Mapping) else [] for x in (before, now))
+    if not changes and old != new:
+        changes.append(Change("plugin", "the order of plugins", old, new))
+    return changes
+
+
+def _own_model(key: str, before: Any, now: Any) -> list[Change]:
+    """Return how a model that was given differs from one of the same name."""
+    modules = changed_modules(_get(before, MODULES), _get(now, MODULES))
+    told = (
+        f"{_get(now, NAME)}, with {some([f'{kinds[i]} as {name}' for name, *kinds in modules], 2)}"
+        for i in (0, 1)
+    )
+    return [Change("plugin", key, *told)] if modules else []
+
+
+def changed_modules(before: Any, now: Any) -> list[tuple[str, str, str]]:
+    """Return each module of which the kind is another, by name, and both kinds.
+
+    None differs if one of the two models has no record of them, as of an earlier altcore.
+    """
+    if not (before and now):
+        return []
+    return [
+        (name or "the model", str(old or "none"), str(new or "none"))
+        for name, old, new in _differences(before, now)
+    ]
+
+
+def _world_size(before: Any, now: Any) -> list[Change]:
+    return [] if before == now else [Change("world_size", "world_size", before, now)]
+
+
+def _platform(before: Any, now: Any) -> list[Change]:
+    return [Change("platform", key, old, new, BITS) for key, old, new in _differences(before, now)]
+
+
+_COMPARED: dict[str, Callable[[Any, Any], list[Change]]] = {
+    "configuration": _configuration,
+    "data": _data,
+    "format": _formats,
+    "recipe": _recipe,
+    "plugin": _plugin,
+    "world_size": _world_size,
+    "platform": _platform,
+}
+
+
+def _differences(before: Any, now: Any) -> Iterable[tuple[Any, Any, Any]]:
+    """Yield each key with another value, and both values; None for one that is not there."""
+    old, new = (x if isinstance(x, Mapping) else {} for x in (before, now))
+    for key in [*old, *(k for k in new if k not in old)]:
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)
+
+
+def _get(part: Any, key: Any) -> Any:
+    return part.get(key) if isinstance(part, Mapping) else None
+
+
+def _described(plugin: Any) -> str | None:
+    if not isinstance(plugin, Mapping):
+        return None
+    if "distribution" not in plugin:
+        return str(plugin.get("name"))
+    files = str(plugin.get("sha256") or "")[:DIGITS]
+    origin = f"{plugin['distribution']} {plugin.get('version')}"
+    return f"{plugin.get('name')} ({origin}{f', files {files}' if files else ''})"
+
+
+def _described_format(name: Any, fmt: Any) -> str:
+    origin = f" of {_get(fmt, 'from')}" if _get(fmt, "from") else ""
+    return f"{name}{origin} ({str(_get(fmt, 'sha256'))[:DIGITS]})"
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:DIGITS]
+    return value if isinstance(value, str) and len(value) <= LONGEST else shown(value)
+
+
+# Judging -----------------------------------------------------------------------------------------
+
+
+def check_changes(
+    changes: Sequence[Change],
+    run: str,
+    *,
+    allowed: Sequence[str] = (),
+    strict: bool = False,
+    is_edited: Callable[[Sequence[Change]], bool] = lambda _: False,
+) -> None:
+    """Raise `BadInput` for changes that are neither harmless nor allowed by name.
+
+    Args:
+        changes: as `compare` returns them.
+        run: the run's name.
+        allowed: names of kinds, keys or plugins.
+        strict: whether another platform is refused, too.
+        is_edited: whether it is config.yaml that has one of these changes.
+    """
+    known = {*KINDS, "platform", *(c.what for c in changes)}
+    for name in allowed:
+        if name not in known:
+            raise BadInput(
+                f"{shown(name)} did not change",
+                key="--allow-change",
+                meant=nearest(name, known),
+                hint=f"it takes {', '.join(KINDS)}, or a key that changed",
+            )
+    grave = (DECIDES, BITS) if strict else (DECIDES,)
+    refused = [c for c in changes if c.severity in grave and not {c.kind, c.what} & {*allowed}]
+    if refused:
+        told = "; ".join(map(str, refused[:MOST_TOLD]))
+        more = f"; and {len(refused) - MOST_TOLD} more" if len(refused) > MOST_TOLD else ""
+        names = dict.fromkeys(c.kind for c in refused)
+        hint = f"{' '.join(f'--allow-change {n}' for n in names)} goes on all the same"
+        if is_edited(refused):
+            hint += f", and altcore runs restore {run} brings its config.yaml back"
+        problem = f"it is not the run that it was: {told}{more}"
+        raise BadInput(problem, key=f"--resume {run}", hint=hint)
+
+
+def about_platform(changes: Iterable[Change]) -> list[str]:
+    """Return the line that tells that the bits may differ, if they may."""
+    told = "; ".join(str(c) for c in changes if c.severity == BITS)
+    return [f"the bits may differ from those of an uninterrupted run: {told}"] if told else []
