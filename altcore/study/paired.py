@@ -15,7 +15,7 @@ from typing import Any
 from attrs import Factory, define, evolve, field
 
 from altcore.study.arms import Arm, twin
-from altcore.study.null_arm import null_row
+from altcore.study.null_arm import detectable
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, between, choose
 from altcore.study.runner import Runner, Trial
@@ -122,6 +122,7 @@ class PairedRuns:
         is_settled: Callable[[str, Rows], bool] | None = None,
         beside: Mapping[str, Sequence[Arm]] | None = None,
         keys: Mapping[str, Mapping[str, Any]] | None = None,
+        first: str | None = None,
     ) -> Rows:
         """Run arms until their rows are settled, or with every seed; return their `table`.
 
@@ -131,6 +132,7 @@ class PairedRuns:
                 settled if its arm is guilty, or is within the distance that counts as training.
             beside: arms that run as far as one of these.
             keys: further ones of an arm's runs.
+            first: the arm that is asked about before the others.
         """
         settled = is_settled or self._is_settled
 
@@ -139,11 +141,11 @@ class PairedRuns:
             self.run([*(arms[name] for name in names), *others], keys, count)
 
         def unsettled(names: Sequence[str]) -> Sequence[str]:
-            rows = self.table(arms)
+            rows = self.table(arms, first)
             return [name for name in names if not settled(name, rows)]
 
         run_in_looks(arms, self.shares, run, unsettled)
-        return self.table(arms)
+        return self.table(arms, first)
 
     def _is_settled(self, name: str, rows: Rows) -> bool:
         return rows[name]["guilty"] or rows[name]["high"] <= self.within
@@ -193,17 +195,22 @@ class PairedRuns:
         gaps = plain(self.estimate(self.gaps(key)))
         return {**gaps, "diverged": self.diverged(key), "stalled": self.stalled(key)}
 
-    def table(self, arms: Mapping[str, Arm]) -> Rows:
+    def table(self, arms: Mapping[str, Arm], first: str | None = None) -> Rows:
         """Return a row for each arm, with p corrected for their number, and whether it is guilty.
 
-        An arm is guilty if its gap is significant, or if it diverged and its twin did not.
+        An arm is guilty if its gap is significant, or if it diverged and its twin did not. One
+        that is asked about ``first`` needs no correction if nothing else is found where that one
+        is not guilty (a fixed sequence: Maurer, Hothorn and Lehmacher 1995).
         """
         rows = {name: self.row(arm.key) for name, arm in arms.items()}
-        corrected = holm({name: row["p"] for name, row in rows.items()})
+        others = holm({name: row["p"] for name, row in rows.items() if name != first})
         for name, row in rows.items():
-            row["p_holm"] = corrected[name]
-            is_worse = row["diverged"] > 0 or (row["low"] > 0 and corrected[name] < LEVEL)
+            row["p_holm"] = others.get(name, row["p"])
+            is_worse = row["diverged"] > 0 or (row["low"] > 0 and row["p_holm"] < LEVEL)
             row["guilty"] = is_worse and not math.isnan(row["mean"])
+        if first is not None and not rows[first]["guilty"]:
+            for row in rows.values():
+                row["guilty"] = False
         return rows
 
     def verdict(self, key: str, control: str, p: float | None = None) -> dict[str, Any]:
@@ -238,11 +245,11 @@ class PairedRuns:
             detectable=self.detectable,
         )
 
-    def null_row(self, key: str, rows: int) -> dict[str, Any]:
-        """Return the null arm's gap, and what can be detected in a table of so many rows."""
+    def null_row(self, key: str) -> dict[str, Any]:
+        """Return the null arm's gap, and the smallest gap that can be detected beside it."""
         gaps, seeds = self.gaps(key), len(self.seeds)
-        level = LEVEL * self.shares[seeds]
-        return null_row(gaps, self.estimate(gaps), seeds, rows, level)
+        smallest = detectable(gaps, seeds, rows=1, level=LEVEL * self.shares[seeds])
+        return {**plain(self.estimate(gaps)), "detectable": smallest}
 
     def has_verdict(self, key: str, control: str) -> bool:
         """Return whether further seeds cannot matter to the `verdict` on an arm."""
