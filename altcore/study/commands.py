@@ -149,7 +149,7 @@ def _compare(
         begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
-        known = facts(runner, begun, rows, study.curves, options, nulls)
+        known = facts(runner, begun, rows, study.runs.curves, options, nulls)
         known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         known["cautions"] += cautions.about_runs_of_twins(study.twins)

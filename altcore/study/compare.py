@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from attrs import define, evolve, field
+from attrs import define, evolve
 
 from altcore.recipes import OPERANDS
 from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
 from altcore.study.differences import differences, pairs
 from altcore.study.keys import run_key
-from altcore.study.measures import bits_per_byte, loss_of, outcome_loss, rates, val_gap, validation
-from altcore.study.null_arm import detectable
-from altcore.study.outcome import Outcome, gap
-from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
-from altcore.study.runner import Runner, Trial
-from altcore.study.sequential import Schedule, estimate_at, looks, run_in_looks
-from altcore.study.statistics import LEVEL, holm, plain
+from altcore.study.measures import bits_per_byte, outcome_loss, rates, validation
+from altcore.study.outcome import Outcome
+from altcore.study.paired import PairedRuns
+from altcore.study.rates import runs_at_most
+from altcore.study.runner import Runner
+from altcore.study.sequential import Schedule, looks, run_in_looks
+from altcore.study.statistics import holm, plain
 from altcore.study.verdict import CANNOT_TELL, Evidence
 
 
@@ -44,13 +44,27 @@ class Comparison:
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
     """The null arm, if it runs; for each optimizer at its twin's learning rate."""
-    curves: dict[str, Curve] = field(init=False, factory=dict)
-    outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
+
+    @cached_property
+    def paired(self) -> dict[str, PairedRuns]:
+        """By optimizer the runs that are held against its twin; all share what is known of runs."""
+        first = PairedRuns(
+            self.runner,
+            self.seeds,
+            self.within,
+            self.schedule,
+            given_rates=self.given_rates,
+            metric=self.metric,
+        )
+        return {
+            name: evolve(first, reference=Arm(self._twin(name), {}, keys=keys))
+            for name, keys in self.optimizer_keys.items()
+        }
 
     @property
-    def shares(self) -> Mapping[int, float]:
-        """The numbers of seeds after which an arm may stop, and the share of the error of each."""
-        return self.schedule(len(self.seeds))
+    def runs(self) -> PairedRuns:
+        """The runs, for what does not hang on a twin."""
+        return next(iter(self.paired.values()))
 
     @property
     def runs_at_most(self) -> int:
@@ -60,44 +74,39 @@ class Comparison:
 
     def compare(self) -> dict[str, Any]:
         """Run everything; return a row for each contender, as plain data."""
-        arms = self.arms()
+        arms, nulls, runs = self.arms(), self._nulls(), self.runs
         self.runner.planned = self.runs_at_most
-        every = list(arms.values())
-        self._choose_rates(every)
-        rates = {key: curve.best for key, curve in self.curves.items()}
-        nulls = self._nulls()
-        rates |= {null.key: rates[self._twin(name)] for name, null in nulls.items()}
+        twin_of = {key: self._twin(c.optimizer) for c in self.contenders for key in self._own(c)}
+        runs.choose_rates(list(arms.values()), twin_of)
+        runs.rates |= {null.key: runs.rates[self._twin(name)] for name, null in nulls.items()}
         arms |= {null.key: null for null in nulls.values()}
 
         def run(contenders: Sequence[Contender], count: int) -> None:
             keys = dict.fromkeys(key for c in contenders for key in self._beside(c, nulls))
-            trials = [
-                Trial(arms[key], seed, rates[key])
-                for seed in self.seeds[:count]
-                for key in keys
-                if (key, seed) not in self.outcomes
-            ]
-            for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
-                self.outcomes[trial.arm.key, trial.seed] = outcome
+            runs.run_alone([arms[key] for key in keys], count=count)
 
-        run_in_looks(self.contenders, self.shares, run, lambda left: self._unsettled(left, nulls))
-        curves = {key: curve.plain() for key, curve in self.curves.items()}
+        run_in_looks(
+            self.contenders,
+            self.runs.shares,
+            run,
+            lambda left: self._unsettled(left, nulls),
+        )
+        curves = {key: curve.plain() for key, curve in runs.curves.items()}
         return {**self._found(nulls), "learning_rates": curves}
 
     @property
     def twins(self) -> dict[str, dict[int, Outcome]]:
         """The runs of each optimizer's twin, by seed."""
-        return {
-            f"the float32 twin of {name}": dict(
-                zip(self.seeds, self._of(self._twin(name)), strict=False)
-            )
-            for name in self.optimizer_keys
-        }
+        return {f"the float32 twin of {name}": runs.twins for name, runs in self.paired.items()}
+
+    def _own(self, c: Contender) -> list[str]:
+        """Return a contender's arm, and its control."""
+        return [c.key, self._control(c)]
 
     def _beside(self, c: Contender, nulls: Mapping[str, Arm]) -> list[str]:
         """Return the arms that run as far as a contender does, itself included."""
         null = [nulls[c.optimizer].key] if c.optimizer in nulls else []
-        return [c.key, self._twin(c.optimizer), self._control(c), *null]
+        return [*self._own(c), self._twin(c.optimizer), *null]
 
     def _unsettled(self, left: Sequence[Contender], nulls: Mapping[str, Arm]) -> list[Contender]:
         """Return the contenders for which further seeds can matter, of those that ran."""
@@ -105,50 +114,41 @@ class Comparison:
         differing = found["differences"]
         open_pairs = [d for d in differing if d["verdict"] == CANNOT_TELL and not d["reason"]]
         names = {d[end] for d in open_pairs for end in ("arm", "against")}
-        evidence = {row["arm"]: self._evidence(row, found["twins"]) for row in found["contenders"]}
-        return [c for c in left if c.name in names or not evidence[c.name].is_settled(self.within)]
+        p_of = {row["arm"]: row["p_holm"] for row in found["contenders"]}
+        return [
+            c
+            for c in left
+            if c.name in names or not self._evidence(c, p_of[c.name]).is_settled(self.within)
+        ]
 
     def _found(self, nulls: Mapping[str, Arm]) -> dict[str, Any]:
         """Return what the runs say so far."""
         twins = {name: self._twin_row(name, nulls.get(name)) for name in self.optimizer_keys}
         rows = [self._row(c) for c in self.contenders]
         corrected = holm({i: r["gap"]["p"] for i, r in enumerate(rows)})
-        for i, row in enumerate(rows):
+        for i, (c, row) in enumerate(zip(self.contenders, rows, strict=True)):
             row["p_holm"] = corrected[i]
-            row |= self._evidence(row, twins).judge(self.within)
+            row |= self._evidence(c, corrected[i]).judge(self.within)
         untold = {r["arm"]: r["reason"] for r in rows if r["twin_learned"] < r["gap"]["n"]}
-        gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
+        gaps = {c.name: self.paired[c.optimizer].gaps(c.key) for c in self.contenders}
         held = pairs(self.contenders, self.against)
         named = {c.key for c in self.contenders} | set(map(self._twin, self.optimizer_keys))
-        shown = [outcome for (key, _), outcome in self.outcomes.items() if key in named]
+        shown = [outcome for (key, _), outcome in self.runs.outcomes.items() if key in named]
         eval_steps = self.runner.base.eval_steps
         return {
             "contenders": rows,
-            "differences": differences(held, gaps, self.within, self.shares, untold),
+            "differences": differences(held, gaps, self.within, self.runs.shares, untold),
             "twins": twins,
             "validation": validation(shown, eval_steps, self.within),
         }
 
-    def _choose_rates(self, arms: Sequence[Arm]) -> None:
-        """Choose each arm's learning rate: the twins', and the others' from their twin's on."""
-        of_contenders = {c.key: self._twin(c.optimizer) for c in self.contenders}
-        of_controls = {self._control(c): self._twin(c.optimizer) for c in self.contenders}
-        twin_of = of_contenders | of_controls
-        seed = self.seeds[0] + SELECTION_SEED
-        loss = loss_of(self.metric, self.runner.base.max_steps)
-        around: dict[str, float] = {}
-        for is_twin in (True, False):
-            some = [arm for arm in arms if (arm.key not in twin_of) is is_twin]
-            self.curves |= choose(
-                self.runner, some, seed, self.within, self.given_rates, around, loss
-            )
-            around = {key: self.curves[twin].best for key, twin in twin_of.items()}
+    def _evidence(self, c: Contender, p: float) -> Evidence:
+        """Return what says whether a contender is as good as its twin."""
+        return self.paired[c.optimizer].evidence(c.key, self._control(c), p)
 
     def arms(self) -> dict[str, Arm]:
         """Return every arm by key. Contenders that freeze the same layers share their control."""
-        arms: dict[str, Arm] = {}
-        for name, keys in self.optimizer_keys.items():
-            arms[self._twin(name)] = Arm(self._twin(name), {}, keys=keys)
+        arms = {runs.reference.key: runs.reference for runs in self.paired.values()}
         for c in self.contenders:
             keys = self.optimizer_keys[c.optimizer]
             arms[c.key] = Arm(c.key, select(c.plan, OPERANDS), keys=c.keys)
@@ -185,23 +185,9 @@ class Comparison:
     def _twin(self, optimizer: str) -> str:
         return run_key(f"twin-{optimizer}")
 
-    def _of(self, key: str) -> list[Outcome]:
-        """Return the outcomes that an arm has, by seed."""
-        return [self.outcomes[key, s] for s in self.seeds if (key, s) in self.outcomes]
-
-    def _gaps(self, key: str, reference: str) -> list[float]:
-        both = zip(self._of(key), self._of(reference), strict=False)
-        if self.metric == "val":
-            return [val_gap(one, other) for one, other in both]
-        return [gap(one, other, self.runner.base.max_steps) for one, other in both]
-
-    def _estimate(self, values: Sequence[float]) -> dict[str, Any]:
-        return plain(estimate_at(values, self.shares))
-
     def _row(self, c: Contender) -> dict[str, Any]:
-        twin, control = self._twin(c.optimizer), self._control(c)
-        gaps, frozen = self._gaps(c.key, twin), self._gaps(control, twin)
-        ahead = [f - g for f, g in zip(frozen, gaps, strict=False)]
+        runs, own = self.paired[c.optimizer], self.runs.of(c.key)
+        evidence = runs.evidence(c.key, self._control(c))
         return {
             "arm": c.name,
             "format": c.start.format,
@@ -211,69 +197,35 @@ class Comparison:
             "plugins": c.plugins,
             "settings": dict(c.settings),
             "key": c.key,
-            "diverged": sum(outcome.diverged for outcome in self._of(c.key)),
-            "learned": self._learned(c.key, len(gaps)),
-            "twin_learned": self._learned(twin, len(gaps)),
-            "gap": self._estimate(gaps),
-            "frozen": self._estimate(frozen),
-            "ahead_of_frozen": self._estimate(ahead),
-            "detectable": self._detectable(gaps),
+            "diverged": evidence.diverged,
+            "learned": evidence.learned,
+            "twin_learned": evidence.twin_learned,
+            "gap": evidence.gap,
+            "frozen": evidence.frozen,
+            "ahead_of_frozen": evidence.ahead,
+            "detectable": runs.detectable_beside(c.key, len(self.contenders)),
             **self._losses(c.key),
-            "rates": rates(dict(zip(self.seeds, self._of(c.key), strict=False)), self._clip(c)),
+            "rates": rates(dict(zip(self.seeds, own, strict=False)), self._clip(c)),
         }
-
-    def _detectable(self, gaps: Sequence[float]) -> float:
-        """Return the smallest gap that can be detected where gaps spread over the seeds as these.
-
-        It is for all seeds, and this table's number of rows.
-        """
-        seeds, rows = len(self.seeds), len(self.contenders)
-        return detectable(gaps, seeds, rows, LEVEL * self.shares[seeds])
 
     def _losses(self, key: str) -> dict[str, Any]:
         """Return an arm's losses, and the bits a byte where the data are bytes of text."""
-        own = self._of(key)
+        runs, own = self.runs, self.runs.of(key)
         bits = [b for b in map(bits_per_byte, own) if b is not None]
         return {
-            "loss": self._estimate([o.tail(self.runner.base.max_steps) for o in own]),
-            "val_loss": self._estimate([outcome_loss(o) for o in own]),
-            "bits_per_byte": self._estimate(bits) if len(bits) == len(own) else None,
+            "loss": plain(runs.estimate([o.tail(runs.steps) for o in own])),
+            "val_loss": plain(runs.estimate([outcome_loss(o) for o in own])),
+            "bits_per_byte": plain(runs.estimate(bits)) if len(bits) == len(own) else None,
         }
 
     def _clip(self, c: Contender) -> float:
         """Return the gradient norm to which a contender's runs clip."""
         return float(c.keys.get("grad_clip", self.runner.base.grad_clip))
 
-    def _learned(self, key: str, seeds: int) -> int:
-        """Return in how many of the first seeds an arm learned, by the verdict of its runs."""
-        return sum(outcome.learned is True for outcome in self._of(key)[:seeds])
-
-    def _evidence(self, row: Mapping[str, Any], twins: Mapping[str, Mapping[str, Any]]) -> Evidence:
-        """Return what says whether a contender is as good as its twin."""
-        null = twins[row["optimizer"]].get("null", {})
-        return Evidence(
-            gap=row["gap"],
-            p=row["p_holm"],
-            frozen=row["frozen"],
-            ahead=row["ahead_of_frozen"],
-            seeds=row["gap"]["n"],
-            diverged=row["diverged"],
-            learned=row["learned"],
-            twin_learned=row["twin_learned"],
-            schedule=self.schedule,
-            detectable=null.get("detectable"),
-        )
-
     def _twin_row(self, optimizer: str, null: Arm | None) -> dict[str, Any]:
         """Return what an optimizer's twin came to, and what can be detected beside it."""
-        key = self._twin(optimizer)
-        found = {
-            **self._losses(key),
-            "key": key,
-            "learned": self._learned(key, len(self.seeds)),
-        }
+        runs, key = self.paired[optimizer], self._twin(optimizer)
+        found = {**self._losses(key), "key": key, "learned": runs.learned(key)}
         if null is not None:
-            gaps = self._gaps(null.key, key)
-            smallest, rows = self._detectable(gaps), len(self.contenders)
-            found["null"] = {**self._estimate(gaps), "detectable": smallest, "rows": rows}
+            found["null"] = runs.judge_null(null.key, len(self.contenders))
         return found

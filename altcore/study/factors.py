@@ -35,11 +35,11 @@ def judge_factors(
         is_settled,
         beside={full: [control] if null is None else [control, null]},
         keys={full: watch},
+        first=full,
     )
     found = {}
     if null is not None:
-        found = {"null": runs.null_row(null.key, len(rows))}
-        runs.detectable = found["null"]["detectable"]
+        found = {"null": runs.judge_null(null.key, rows=1)}
     gaps = {s: runs.gaps(arm.key) if s else [0.0] * len(runs.seeds) for s, arm in arms.items()}
     shares = [shapley(one) for one in _by_seed(gaps)]
     return {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from altcore.runs import AFTER_PLUGINS
-from altcore.study.outcome import Outcome
+from altcore.study.outcome import Outcome, gap
 
 METRICS = ("train", "val")
 """The losses by which arms can be compared."""
@@ -25,6 +25,11 @@ BY_PLUGINS, CLIPPED = "gradient_clipped_by_plugins", "gradient_clipped"
 def loss_of(metric: str, steps: int) -> Callable[[Outcome], float]:
     """Return the function that takes a run's outcome to the loss of a metric."""
     return outcome_loss if metric == "val" else lambda outcome: outcome.tail(steps)
+
+
+def gap_of(metric: str, steps: int) -> Callable[[Outcome, Outcome], float]:
+    """Return the function that takes a run and its reference to their gap in a metric."""
+    return val_gap if metric == "val" else lambda outcome, other: gap(outcome, other, steps)
 
 
 def val_gap(outcome: Outcome, reference: Outcome) -> float:

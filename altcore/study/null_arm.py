@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import stdev
-from typing import Any
 
 from altcore.recipes import Layer, read_recipe
 from altcore.study.arms import WIDE, Arm, select
-from altcore.study.statistics import LEVEL, Estimate, plain, quantile, student
+from altcore.study.statistics import LEVEL, quantile, student
 
 POWER = 0.8
 """Probability with which a gap of the smallest detectable size is significant."""
@@ -45,11 +44,3 @@ def detectable(gaps: Sequence[float], seeds: int, rows: int, level: float = LEVE
     bound = quantile(1 - level / rows / 2, seeds - 1)
     shift = float(student().nctdtrinc(seeds - 1, 1 - POWER, bound))  # of the noncentral t
     return stdev(gaps) * shift / math.sqrt(seeds)
-
-
-def null_row(
-    gaps: Sequence[float], found: Estimate, seeds: int, rows: int, level: float = LEVEL
-) -> dict[str, Any]:
-    """Return the null arm's gap, and the smallest gap that can be detected beside it."""
-    smallest = detectable(gaps, seeds, rows, level)
-    return {**plain(found), "detectable": smallest, "rows": rows}

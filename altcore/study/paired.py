@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import starmap
 from statistics import fmean
 from typing import Any
 
 from attrs import Factory, define, evolve, field
 
 from altcore.study.arms import Arm, twin
-from altcore.study.null_arm import null_row
-from altcore.study.outcome import Outcome, gap
+from altcore.study.measures import gap_of, loss_of
+from altcore.study.null_arm import detectable
+from altcore.study.outcome import Outcome
 from altcore.study.rates import SELECTION_SEED, Curve, between, choose
 from altcore.study.runner import Runner, Trial
 from altcore.study.sequential import Schedule, estimate_at, looks, run_in_looks
@@ -47,6 +49,9 @@ class PairedRuns:
     """The factor for every arm, if they share one."""
     reference: Arm = field(factory=twin)
     """The arm that gaps are measured to. It runs as far as any other does."""
+    metric: str = "train"
+    """The loss that gaps are of and learning rates are chosen by: of the last tenth of the training
+    steps, or ``val``."""
     detectable: float | None = None
     """The smallest detectable gap, if the null arm ran."""
     selection_seed: int = field(default=Factory(lambda me: me.seeds[0] + SELECTION_SEED, True))
@@ -70,29 +75,39 @@ class PairedRuns:
         """Return no runs yet, for other seeds at the same rates."""
         return evolve(self, seeds=seeds, rates=dict(self.rates), outcomes={})
 
-    def choose_rates(self, arms: Sequence[Arm]) -> None:
-        """Choose each arm's learning rate, on seeds that no result uses, from the twin's on."""
-        twins = [arm for arm in arms if arm.key == self.reference.key]
-        for some in (twins, [arm for arm in arms if arm not in twins]):
-            around = dict.fromkeys(
-                (arm.key for arm in some), self.rates.get(self.reference.key, 1.0)
-            )
-            self.curves |= choose(
-                self.runner, some, self.selection_seed, self.within, self.given_rates, around
-            )
-            self.rates |= {arm.key: self.curves[arm.key].best for arm in some}
+    def choose_rates(
+        self, arms: Sequence[Arm], reference_of: Mapping[str, str] | None = None
+    ) -> None:
+        """Choose each arm's learning rate, on seeds that no result uses, from its reference's on.
+
+        Args:
+            arms: whose rates are chosen; references that are among them first.
+            reference_of: the key of the reference by that of an arm, if it is not the own one.
+        """
+        keys = reference_of or dict.fromkeys((arm.key for arm in arms), self.reference.key)
+        references = [arm for arm in arms if arm.key in keys.values()]
+        for some in (references, [arm for arm in arms if arm not in references]):
+            around = {arm.key: self.rates.get(keys.get(arm.key, ""), 1.0) for arm in some}
+            self._choose(some, self.given_rates, around)
 
     def choose_rates_between(self, arms: Sequence[Arm], other: Arm) -> None:
         """Choose the rates of arms that lie between the reference and an arm: as theirs do."""
         if self.given_rates is not None:
             return self.choose_rates(arms)
         rates = between(self.rates[self.reference.key], self.rates[other.key])
-        found = choose(
-            self.runner, arms, self.selection_seed, self.within, rates, is_bracketed=True
-        )
+        return self._choose(arms, rates, is_bracketed=True)
+
+    def _choose(
+        self,
+        arms: Sequence[Arm],
+        rates: Sequence[float] | None,
+        around: Mapping[str, float] | None = None,
+        is_bracketed: bool = False,
+    ) -> None:
+        seed, loss = self.selection_seed, loss_of(self.metric, self.steps)
+        found = choose(self.runner, arms, seed, self.within, rates, around, loss, is_bracketed)
         self.curves |= found
         self.rates |= {key: curve.best for key, curve in found.items()}
-        return None
 
     # Running ---------------------------------------------------------------------------------
 
@@ -106,11 +121,19 @@ class PairedRuns:
 
         ``keys`` are further ones of an arm's runs.
         """
-        every = {arm.key: arm for arm in (*arms, self.reference)}.values()
+        self.run_alone([*arms, self.reference], keys, count)
+
+    def run_alone(
+        self,
+        arms: Collection[Arm],
+        keys: Mapping[str, Mapping[str, Any]] | None = None,
+        count: int | None = None,
+    ) -> None:
+        """Run arms as `run` does, without their reference."""
         trials = [
             Trial(arm, seed, self._rate_of(arm), (keys or {}).get(arm.key, {}))
             for seed in self.seeds[:count]
-            for arm in every
+            for arm in {arm.key: arm for arm in arms}.values()
             if (arm.key, seed) not in self.outcomes
         ]
         for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
@@ -122,6 +145,7 @@ class PairedRuns:
         is_settled: Callable[[str, Rows], bool] | None = None,
         beside: Mapping[str, Sequence[Arm]] | None = None,
         keys: Mapping[str, Mapping[str, Any]] | None = None,
+        first: str | None = None,
     ) -> Rows:
         """Run arms until their rows are settled, or with every seed; return their `table`.
 
@@ -131,6 +155,7 @@ class PairedRuns:
                 settled if its arm is guilty, or is within the distance that counts as training.
             beside: arms that run as far as one of these.
             keys: further ones of an arm's runs.
+            first: the arm that is asked about before the others.
         """
         settled = is_settled or self._is_settled
 
@@ -139,11 +164,11 @@ class PairedRuns:
             self.run([*(arms[name] for name in names), *others], keys, count)
 
         def unsettled(names: Sequence[str]) -> Sequence[str]:
-            rows = self.table(arms)
+            rows = self.table(arms, first)
             return [name for name in names if not settled(name, rows)]
 
         run_in_looks(arms, self.shares, run, unsettled)
-        return self.table(arms)
+        return self.table(arms, first)
 
     def _is_settled(self, name: str, rows: Rows) -> bool:
         return rows[name]["guilty"] or rows[name]["high"] <= self.within
@@ -165,7 +190,7 @@ class PairedRuns:
     def gaps(self, key: str) -> list[float]:
         """Return an arm's gap to the reference, for each seed that it has."""
         pairs = zip(self.of(key), self.of(self.reference.key), strict=False)
-        return [gap(one, other, self.steps) for one, other in pairs]
+        return list(starmap(gap_of(self.metric, self.steps), pairs))
 
     def estimate(self, values: Sequence[float]) -> Estimate:
         """Return the estimate of paired differences at the look of so many seeds."""
@@ -193,17 +218,22 @@ class PairedRuns:
         gaps = plain(self.estimate(self.gaps(key)))
         return {**gaps, "diverged": self.diverged(key), "stalled": self.stalled(key)}
 
-    def table(self, arms: Mapping[str, Arm]) -> Rows:
+    def table(self, arms: Mapping[str, Arm], first: str | None = None) -> Rows:
         """Return a row for each arm, with p corrected for their number, and whether it is guilty.
 
-        An arm is guilty if its gap is significant, or if it diverged and its twin did not.
+        An arm is guilty if its gap is significant, or if it diverged and its twin did not. One
+        that is asked about ``first`` needs no correction if nothing else is found where that one
+        is not guilty (a fixed sequence: Maurer, Hothorn and Lehmacher 1995).
         """
         rows = {name: self.row(arm.key) for name, arm in arms.items()}
-        corrected = holm({name: row["p"] for name, row in rows.items()})
+        others = holm({name: row["p"] for name, row in rows.items() if name != first})
         for name, row in rows.items():
-            row["p_holm"] = corrected[name]
-            is_worse = row["diverged"] > 0 or (row["low"] > 0 and corrected[name] < LEVEL)
+            row["p_holm"] = others.get(name, row["p"])
+            is_worse = row["diverged"] > 0 or (row["low"] > 0 and row["p_holm"] < LEVEL)
             row["guilty"] = is_worse and not math.isnan(row["mean"])
+        if first is not None and not rows[first]["guilty"]:
+            for row in rows.values():
+                row["guilty"] = False
         return rows
 
     def verdict(self, key: str, control: str, p: float | None = None) -> dict[str, Any]:
@@ -211,7 +241,7 @@ class PairedRuns:
 
         ``p`` is that of the arm's gap in its table, if it has one there.
         """
-        evidence = self._evidence(key, control, p)
+        evidence = self.evidence(key, control, p)
         return {
             "gap": evidence.gap,
             "ahead_of_frozen": evidence.ahead,
@@ -222,7 +252,8 @@ class PairedRuns:
             **evidence.judge(self.within),
         }
 
-    def _evidence(self, key: str, control: str, p: float | None = None) -> Evidence:
+    def evidence(self, key: str, control: str, p: float | None = None) -> Evidence:
+        """Return what says whether an arm is as good as its twin; ``p`` as in `verdict`."""
         gaps, seeds = self.gaps(key), len(self.of(key))
         gap, ahead = self.estimate(gaps), self.difference(self.gaps(control), gaps)
         return Evidence(
@@ -238,15 +269,23 @@ class PairedRuns:
             detectable=self.detectable,
         )
 
-    def null_row(self, key: str, rows: int) -> dict[str, Any]:
-        """Return the null arm's gap, and what can be detected in a table of so many rows."""
-        gaps, seeds = self.gaps(key), len(self.seeds)
-        level = LEVEL * self.shares[seeds]
-        return null_row(gaps, self.estimate(gaps), seeds, rows, level)
+    def judge_null(self, key: str, rows: int) -> dict[str, Any]:
+        """Return the null arm's gap; what is detectable beside it counts in later verdicts."""
+        self.detectable = self.detectable_beside(key, rows)
+        gap = plain(self.estimate(self.gaps(key)))
+        return {**gap, "detectable": self.detectable, "rows": rows}
+
+    def detectable_beside(self, key: str, rows: int) -> float:
+        """Return the smallest gap that all seeds detect where gaps spread as an arm's.
+
+        ``rows`` are those of the table whose p are corrected.
+        """
+        seeds = len(self.seeds)
+        return detectable(self.gaps(key), seeds, rows, LEVEL * self.shares[seeds])
 
     def has_verdict(self, key: str, control: str) -> bool:
         """Return whether further seeds cannot matter to the `verdict` on an arm."""
-        return self._evidence(key, control).is_settled(self.within)
+        return self.evidence(key, control).is_settled(self.within)
 
 
 def is_not_the_worst(name: str, rows: Rows) -> bool:

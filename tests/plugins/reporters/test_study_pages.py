@@ -38,7 +38,7 @@ def test_the_headline_is_the_verdict(verdict, words):
     full = {"mean": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.07, "diverged": 0}
     full |= {"verdict": verdict, "reason": "why"}
     answer = {"about": {"within": 0.05}, "full": full}
-    told = f"{words} Gap 0.2000 [0.1000, 0.3000], p (Holm) 0.0700, 0 diverged."
+    told = f"{words} Gap 0.2000 [0.1000, 0.3000], p 0.0700, 0 diverged."
     assert conclusion(answer) == told
     null = {"mean": 0.0, "low": -0.01, "high": 0.01, "detectable": 0.02}
     assert conclusion({**answer, "null": null}) == (

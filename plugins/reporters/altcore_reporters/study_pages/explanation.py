@@ -35,6 +35,11 @@ STAGES = (
     ("layers", "One layer at a time"),
 )
 
+FIRST = (
+    "The arm with all factors is asked about first, and its p is not corrected; of the other sets "
+    "of factors nothing is told unless it is told to be worse than the twin."
+)
+
 
 def explanation(answer: Answer) -> Document:
     """Return an explanation as a document."""
@@ -67,7 +72,7 @@ def conclusion(answer: Answer) -> str:
     }[full["verdict"]]
     null = method.detectable(answer["null"]) if "null" in answer else ""
     return (
-        f"{said}: {full['reason']}. Gap {interval(full)}, p (Holm) {p_value(full)}, "
+        f"{said}: {full['reason']}. Gap {interval(full)}, p {p_value(full)}, "
         f"{full['diverged']} diverged.{null}"
     )
 
@@ -112,7 +117,7 @@ def how(answer: Answer) -> str:
     chosen = method.rates(about, "The twin, the arm with all factors, the control and each change")
     inner = "" if about["rates"] else "; the other arms of the first table at the best between them"
     return (
-        f"{method.runs(about)} A diverged run counts with the unigram entropy of the "
+        f"{method.runs(about)} {FIRST} A diverged run counts with the unigram entropy of the "
         "data, or with the first loss of the twin if there is none or the twin is not below it. "
         f"{chosen}{inner}{later}. {method.FROZEN} {method.verdicts(about)} {method.NULL}"
     )
