@@ -1,7 +1,8 @@
 """The file operations of a run directory: whole or not at all, and durable.
 
-Whatever a run writes goes through these functions. None of them follows a symbolic link, a full
-disk is reported with the path, and tests can stop, fail or count each one.
+Whatever a run writes goes through these functions. None of them follows a symbolic link, but
+`open_to_read`, which opens what people name; a full disk is reported with the path, and tests can
+stop, fail or count each one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Studies of a model, data and a loss of the caller's own."""
 
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -145,6 +146,26 @@ def test_a_model_is_made_with_the_random_states_of_its_seed():
         "model": "Sums, given from Python",
         "data": "same_sums, given from Python",
     }
+
+
+class Normed(Sums):
+    """A model with the old weight_norm, whose weights torch refuses to copy."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            nn.utils.weight_norm(self.inner)
+
+
+def test_a_model_that_cannot_be_copied_is_made_anew():
+    """If its function makes another one at each call; otherwise what is wrong is said by name."""
+    one, other = (Own(Normed, sums).parts(1)["model"] for _ in range(2))
+    assert one is not other
+    assert torch.equal(one.inner.weight_v, other.inner.weight_v)
+    net = Normed()
+    for given in (net, lambda: net, lambda: nn.Sequential(net)):
+        with pytest.raises(BadInput, match=r"^model: each run trains a copy .* Only Tensors"):
+            Own(given, sums).parts(1)
 
 
 def test_data_may_follow_the_seed():
