@@ -96,7 +96,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         nulls = [found["null"]] if "null" in found else []
         about = {**asked, **facts(runner, begun, rows, study.runs.curves, options, nulls)}
         about["cautions"] += cautions.about_runs_of_twins({"the float32 twin": study.runs.twins})
-        about |= to_repeat(options, runner.base, asked, runner.folder, runner.facts)
+        about |= to_repeat(begun.command, options, runner.base, asked, runner.folder, runner.facts)
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -153,7 +153,7 @@ def _compare(
         known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         known["cautions"] += cautions.about_runs_of_twins(study.twins)
-        known |= to_repeat(options, runner.base, asked, runner.folder, runner.facts)
+        known |= to_repeat(begun.command, options, runner.base, asked, runner.folder, runner.facts)
         about = {**asked, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
@@ -197,7 +197,7 @@ def facts(
     ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm; ``nulls``:
     the rows of null arms.
     """
-    config, metric = runner.base, metric_of(begun.asked)
+    config, metric = runner.base, metric_of(begun.command, begun.asked)
     return {
         "command": begun.command,
         "page": begun.page,
@@ -224,9 +224,9 @@ def facts(
     }
 
 
-def metric_of(asked: Mapping[str, Any]) -> str:
+def metric_of(command: str, asked: Mapping[str, Any]) -> str:
     """Return the loss that a question compares; `explain` asks about the training loss alone."""
-    return str(asked.get("metric", "train"))
+    return str(asked["metric"]) if command == "compare" else "train"
 
 
 def _begin(
@@ -276,7 +276,7 @@ def _begin(
         runner.prepare = lambda: options.tell(
             f"{told}, {follow(prepare(config, runner, arms, tried))}"
         )
-    for caution in cautions.before_running(steps, options.shares, rows, metric_of(asked)):
+    for caution in cautions.before_running(steps, options.shares, rows, metric_of(command, asked)):
         options.tell(f"caution: {caution}")
     question = Question(
         command=command,
