@@ -1,7 +1,8 @@
 """The file operations of a run directory: whole or not at all, and durable.
 
-Whatever a run writes goes through these functions. None of them follows a symbolic link, a full
-disk is reported with the path, and tests can stop, fail or count each one.
+Whatever a run writes goes through these functions. None of them follows a symbolic link, but
+`open_to_read`, which opens what people name; a full disk is reported with the path, and tests can
+stop, fail or count each one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from uuid import uuid4
 
@@ -236,23 +238,33 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_file(path: Path, most: float = math.inf) -> bytes:
-    """Return what a file holds, which is ``most`` so many bytes.
+def open_to_read(path: str | Path, flags: int = 0) -> BufferedReader:
+    """Open a file that somebody named.
 
-    Raises `OSError` for a symbolic link, a pipe or a device, and for a file that is larger.
+    Raises `OSError` for a folder, a pipe or a device: one waits for its writer, perhaps for ever,
+    another has no end, and neither can be read twice.
     Raises `AltcoreError` if the process has too many open files, which is not the file's fault.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
         problem = f"too many open files to read {path} (ulimit -n)"
         raise AltcoreError(problem) from error
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        if os.fstat(descriptor).st_size > most:
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def read_file(path: Path, most: float = math.inf) -> bytes:
+    """Return what a file holds, which is ``most`` so many bytes.
+
+    Raises what `open_to_read` does, and `OSError` for a symbolic link and a file that is larger.
+    """
+    with open_to_read(path, os.O_NOFOLLOW) as file:
+        if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
         return file.read()
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         printable,
     )
     from altcore.config import TrainConfig, read_interval
+    from altcore.durable import open_to_read
     from altcore.engine import (
         DeferredErrors,
         MeasureTable,
@@ -216,6 +217,8 @@ _HOME = {
     "altered": "altcore.runs",
     "read_mapping": "altcore.yaml_files",
     "read_interval": "altcore.config",
+    # Reading files that a user names
+    "open_to_read": "altcore.durable",
     # Writing reports
     "printable": "altcore.builtin_types",
     "replace_text": "altcore.runs",
@@ -292,6 +295,7 @@ __all__ = [
     "nearest",
     "nearest_error",
     "on_grid",
+    "open_to_read",
     "ordinal",
     "printable",
     "quantized_weights",

@@ -21,6 +21,7 @@ from yaml.composer import Composer
 from yaml.constructor import SafeConstructor
 from yaml.resolver import Resolver
 
+from altcore.durable import open_to_read
 from altcore.errors import BadInput, Source, shown
 
 
@@ -327,7 +328,7 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
         BadInput: if it cannot be read, or holds something else.
     """
     try:
-        with Path(path).open("rb") as stream:
+        with open_to_read(path) as stream:
             data = stream.read(LARGEST + 1)
         text = "" if len(data) > LARGEST else data.decode()
     except OSError as error:

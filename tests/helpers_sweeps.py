@@ -8,7 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from altcore.runs import UNFINISHED, Summary, contents, to_json
+from altcore.runs import ENVIRONMENT, METRICS, UNFINISHED, Summary, contents, to_json
 from altcore.sweep import Exit, Job, Ledger, SweepFile, begin_sweep, jobs_of
 from altcore.sweep.attempt import lease
 
@@ -19,14 +19,21 @@ def ledger_of(folder: Path, **keys: Any) -> Ledger:
     return begin_sweep(asked, jobs_of(asked), str(folder))[0]
 
 
-def record(run: Path, lines: Sequence[Mapping[str, Any]] = (), **summary: Any) -> None:
+def record(
+    run: Path,
+    lines: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, Any] | None = None,
+    **summary: Any,
+) -> None:
     """Write what a run leaves, as far as a sweep reads it."""
     run.mkdir(parents=True, exist_ok=True)
     told = {"name": run.name, "directory": str(run), "status": UNFINISHED, "steps": 6, **summary}
-    metrics, records = run / "metrics.jsonl", {}
     if lines:
-        metrics.write_text("".join(json.dumps(to_json(line)) + "\n" for line in lines))
-        records[metrics.name] = {"bytes": metrics.stat().st_size, "sha256": contents(metrics)}
+        (run / METRICS).write_text("".join(json.dumps(to_json(line)) + "\n" for line in lines))
+    if environment is not None:
+        (run / ENVIRONMENT).write_text(json.dumps(environment))
+    written = [path for path in (run / METRICS, run / ENVIRONMENT) if path.exists()]
+    records = {p.name: {"bytes": p.stat().st_size, "sha256": contents(p)} for p in written}
     (run / "summary.json").write_text(json.dumps(Summary(**told).to_file(records)))
 
 

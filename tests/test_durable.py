@@ -9,7 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from altcore import durable
-from altcore.errors import FailedDisk, NoSpace
+from altcore.errors import BadInput, FailedDisk, NoSpace
+from altcore.runs import contents
+from altcore.yaml_files import read_mapping
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path):
@@ -103,3 +105,20 @@ def test_a_disk_that_fails_at_a_rename_is_named_as_at_a_write(code, tmp_path, mo
     with pytest.raises(FailedDisk, match=f"one.json cannot be written: {os.strerror(code)}$"):
         durable.replace_file(tmp_path / "one.json", b"whole")
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    """A pipe would wait for its writer, and a device may have no end."""
+    (tmp_path / "file.yaml").write_text("a: 1")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "file.yaml")
+    for name in ("file.yaml", "link.yaml"):
+        assert durable.open_to_read(tmp_path / name).read() == b"a: 1"
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "device.yaml").symlink_to("/dev/zero")
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("pipe.yaml", "device.yaml", "folder.yaml"):
+        for read in (durable.open_to_read, contents) if name != "folder.yaml" else ():
+            with pytest.raises(OSError, match="it is not a regular file"):
+                read(tmp_path / name)
+        with pytest.raises(BadInput, match=f"recipe .*{name}: cannot be read: it is not a regular"):
+            read_mapping(tmp_path / name, "recipe")

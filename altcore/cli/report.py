@@ -99,18 +99,20 @@ def tell_differences(records: Sequence[RunRecord]) -> None:
     found: dict[str, list[str]] = {}
     known = ((r.name, identity_in(r.directory)) for r in records if r.directory)
     identities = [(name, identity) for name, identity in known if identity]
+    if not identities:
+        return
+    first, there = identities[0]
     for name, identity in identities[1:]:
-        first, there = identities[0]
         changes = [
-            f"{c.what} is {c.text_before} in {first} and {c.text_now}"
+            f"{c.what} {c.text_now} instead of {c.text_before}"
             for c in compare(there, identity)
             if c.kind in ("data", "world_size", "platform") and None not in (c.before, c.now)
         ]
         if changes:
             found.setdefault("; ".join(changes), []).append(name)
     for text, (name, *others) in found.items():
-        more = f" and {len(others)} more" if others else ""
-        say(f"{text} in {name}{more}")
+        had = f"{name} and {len(others)} more have" if others else f"{name} has"
+        say(f"not all runs were made alike: {had} {text}, which {first} has")
 
 
 def default_folder(records: Sequence[RunRecord]) -> Path:

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
+from altcore.durable import open_to_read
 from altcore.formats import digest
 
 BLOCK = 1 << 20
@@ -63,7 +64,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _beginning(path: Path) -> str:
-    with path.open("rb") as stream:
+    with open_to_read(path) as stream:
         return hashlib.sha256(stream.read(BLOCK)).hexdigest()
 
 
@@ -93,7 +94,7 @@ def _file(path: Path) -> str:
 
 @cache
 def _read(path: str, inode: int, size: int, *_: int) -> str:
-    with Path(path).open("rb") as stream:
+    with open_to_read(path) as stream:
         if size <= BLOCK * BLOCKS:
             return hashlib.file_digest(stream, "sha256").hexdigest()
         found = hashlib.sha256(f"{size}\n".encode())

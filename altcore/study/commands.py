@@ -35,7 +35,7 @@ from altcore.study.rates import Curve
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.repeat import to_repeat
 from altcore.study.runner import Runner
-from altcore.study.setup import base_config, check_arms, check_seeds, measure_cost, steps_within
+from altcore.study.setup import Cost, base_config, prepare, steps_within
 from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, read_mapping
 
@@ -96,7 +96,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         nulls = [found["null"]] if "null" in found else []
         about = {**asked, **facts(runner, begun, rows, study.runs.curves, options, nulls)}
         about["cautions"] += cautions.about_runs_of_twins({"the float32 twin": study.runs.twins})
-        about |= to_repeat(options, runner.base, asked, runner.folder, runner.facts)
+        about |= to_repeat(begun.command, options, runner.base, asked, runner.folder, runner.facts)
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -144,16 +144,16 @@ def _compare(
     rows = len(arms)
     trained = sorted(study.arms().values(), key=lambda arm: arm.key == arms[-1].key)
     with held(runner.folder), runner.lasting():
-        options.doing("making a step of each arm")
-        check_arms(config, trained[:-1], options.own)
-        begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
+        tried = trained[:-1]
+        most = study.runs_at_most
+        begun = _begin(options, runner, "compare", asked, trained, most, seeds, rows, tried)
         found = study.compare()
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
         known = facts(runner, begun, rows, study.runs.curves, options, nulls)
         known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         known["cautions"] += cautions.about_runs_of_twins(study.twins)
-        known |= to_repeat(options, runner.base, asked, runner.folder, runner.facts)
+        known |= to_repeat(begun.command, options, runner.base, asked, runner.folder, runner.facts)
         about = {**asked, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
@@ -197,7 +197,7 @@ def facts(
     ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm; ``nulls``:
     the rows of null arms.
     """
-    config, metric = runner.base, metric_of(begun.asked)
+    config, metric = runner.base, metric_of(begun.command, begun.asked)
     return {
         "command": begun.command,
         "page": begun.page,
@@ -224,9 +224,9 @@ def facts(
     }
 
 
-def metric_of(asked: Mapping[str, Any]) -> str:
+def metric_of(command: str, asked: Mapping[str, Any]) -> str:
     """Return the loss that a question compares; `explain` asks about the training loss alone."""
-    return str(asked.get("metric", "train"))
+    return str(asked["metric"]) if command == "compare" else "train"
 
 
 def _begin(
@@ -238,33 +238,45 @@ def _begin(
     runs: int,
     seeds: Sequence[int],
     rows: int,
+    tried: Sequence[Arm] = (),
 ) -> Question:
     """Fix the number of steps, announce the cost, and write down the question.
 
-    The last of ``arms`` is the most expensive one; ``rows`` are those of the first table.
+    The last of ``arms`` is the most expensive one; ``rows`` are those of the first table; ``tried``
+    are trained for a step. In a folder that was asked before, this waits for the first run that
+    has to be made, unless the number of steps hangs on it.
     """
     config = runner.base
     asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
     known, steps = read(runner.folder), config.max_steps
-    options.doing("checking that seeds differ")
-    check_seeds(config, options.own)
-    options.doing("measuring what a step costs")
-    cost = measure_cost(config, arms[-1], options.own)
-    if options.budget is not None:
-        agreed = agreed_steps(known, command, asked)
-        steps = agreed or min(steps, steps_within(cost, options.budget, runs))
-    runner.base = config.evolve(
-        max_steps=steps,
-        warmup_steps=min(config.warmup_steps, max(1, steps // 10)),
-        checkpoint_interval=config.checkpoint_interval or cost.steps_between_checkpoints,
-    )
-    whole = duration(cost.of(runs, steps))
+    agreed = None if options.budget is None else agreed_steps(known, command, asked)
+    cost = None
+    if not known or (options.budget is not None and agreed is None):
+        cost = prepare(config, runner, arms, tried)
+    if agreed is not None:
+        steps = agreed
+    elif options.budget is not None and cost is not None:
+        steps = min(steps, steps_within(cost, options.budget, runs))
+    warmup_steps = min(config.warmup_steps, max(1, steps // 10))
+    runner.base = config.evolve(max_steps=steps, warmup_steps=warmup_steps)
+
+    def follow(cost: Cost) -> str:
+        """Set how often runs save a checkpoint; return what the study takes, in words."""
+        interval = config.checkpoint_interval or cost.steps_between_checkpoints
+        runner.base = runner.base.evolve(checkpoint_interval=interval)
+        whole = duration(cost.of(runs, steps))
+        return f"about {whole}{less}: {cost.step:.3f} s a step and {cost.start:.1f} s a run"
+
     less = ", less those that are finished" if known else ""
-    options.tell(
-        f"at most {runs} runs of {steps} steps, about {whole}{less}: {cost.step:.3f} s a step and "
-        f"{cost.start:.1f} s a run; into {runner.folder}"
-    )
-    for caution in cautions.before_running(steps, options.shares, rows, metric_of(asked)):
+    told = f"at most {runs} runs of {steps} steps"
+    if cost is not None:
+        options.tell(f"{told}, {follow(cost)}; into {runner.folder}")
+    else:
+        options.tell(f"{told}{less}; into {runner.folder}")
+        runner.prepare = lambda: options.tell(
+            f"{told}, {follow(prepare(config, runner, arms, tried))}"
+        )
+    for caution in cautions.before_running(steps, options.shares, rows, metric_of(command, asked)):
         options.tell(f"caution: {caution}")
     question = Question(
         command=command,

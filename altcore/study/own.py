@@ -60,10 +60,22 @@ class Own:
         return {name: part for name, part in made.items() if part is not None}
 
     def _model(self, seed: int) -> nn.Module | None:
-        if self.model is None or isinstance(self.model, nn.Module):
-            return deepcopy(self.model)
-        with seeded(seed):
-            return deepcopy(self.model())  # it may return the same one each time
+        if self.model is None:
+            return None
+        made = _made(self.model, seed)
+        try:
+            return deepcopy(made)  # a function may return the same one each time
+        except Exception as error:
+            again = _made(self.model, seed)
+            if isinstance(made, nn.Module) and not _parts(made) & _parts(again):
+                return again
+            told = str(error).partition(".")[0] or type(error).__name__
+            raise BadInput(
+                f"each run trains a copy of it, and it cannot be copied: {told}",
+                key="model",
+                hint="give a function that returns a new model at each call; or, in the place of "
+                "torch.nn.utils.weight_norm, use that of torch.nn.utils.parametrizations",
+            ) from error
 
     def _data(self, seed: int) -> Callable[[str, int, int], Any] | None:
         if self.data is None or not self._has_seed:
@@ -74,6 +86,19 @@ class Own:
             return data(split, step, micro, seed=seed)
 
         return update_wrapper(of_seed, data)
+
+
+def _made(given: nn.Module | Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return the model, or what the function returns with the random states of a seed."""
+    if isinstance(given, nn.Module):
+        return given
+    with seeded(seed):
+        return given()
+
+
+def _parts(model: nn.Module) -> set[int]:
+    """Return the identities of a model's parts: two that share one are trained together."""
+    return {id(x) for x in (*model.modules(), *model.parameters(), *model.buffers())}
 
 
 NOTHING = Own()

@@ -17,6 +17,7 @@ from altcore.errors import BadInput, shown
 from altcore.formats import digest
 from altcore.hooks import build
 from altcore.runs import DirectoryLock, OtherWriter, contents, read_json
+from altcore.sweep import check_folder
 
 FILE = "study.json"
 RECIPES = "recipes"
@@ -73,6 +74,8 @@ def held(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
     try:
+        check_folder(folder)
+        durable.check_kinds(folder, files=[FILE], folders=[RECIPES])
         yield
     finally:
         lock.release()

@@ -33,19 +33,25 @@ KEYWORDS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 
 
 def to_repeat(
-    options: Options, config: TrainConfig, asked: Mapping[str, Any], study: Path, about: Any
+    command: str,
+    options: Options,
+    config: TrainConfig,
+    asked: Mapping[str, Any],
+    study: Path,
+    about: Any,
 ) -> dict[str, Any]:
     """Return what it takes to repeat a study, as plain data.
 
     Args:
+        command: ``explain`` or ``compare``.
         options: of the study.
         config: of all runs.
         asked: what was asked besides: the entrants of a comparison.
         study: the folder.
         about: what the workload says of itself.
     """
-    command = "compare" if "metric" in asked else "explain"
-    words = [*_entrants(asked), *_options(options, study)]
+    entrants = _entrants(asked) if command == "compare" else ()
+    words = [*entrants, *_options(options, study)]
     own = f"  # with {', '.join(options.own.names)} from Python" if options.own.names else ""
     return {
         "study": study.name,
@@ -57,8 +63,6 @@ def to_repeat(
 
 def _entrants(asked: Mapping[str, Any]) -> Iterator[str]:
     """Yield the options that say what is compared."""
-    if "metric" not in asked:
-        return
     for name in LISTS:
         usual = {"recipes": ["master"], "plugins": ["none"]}.get(name, [])
         if list(asked[name]) != usual:

@@ -78,6 +78,8 @@ class Runner:
     """Where runs are made."""
     own: Own = field(factory=Own)
     """What runs get from Python, in the place of the workload's own."""
+    prepare: Callable[[], None] | None = None
+    """Called once, before the first run is made, if one has to be made at all."""
     done: int = field(init=False, default=0)
     """Runs that were made in this session."""
     made_again: dict[str, str] = field(init=False, factory=dict)
@@ -119,6 +121,10 @@ class Runner:
             jobs.setdefault(job.name, (trial, job))
             names.append(job.name)
         missing = {name: jobs[name] for name in jobs if not self._has(name)}
+        if missing and self.prepare is not None:
+            prepare, self.prepare = self.prepare, None
+            prepare()
+            return self.outcomes(trials)  # of what it made of `base`
         self.planned = max(0, self.planned - len(names) + len(missing))
         if missing:
             self._make(missing)
@@ -127,6 +133,18 @@ class Runner:
     def digest_of(self, arm: Arm) -> str:
         """Return the digest that identifies an arm, for all seeds."""
         return digest(self._identity(self._config(Trial(arm, 0))))
+
+    def accepted(self, arm: Arm) -> list[tuple[Job, Outcome]]:
+        """Return the runs of an arm that are there, with any seed and learning rate."""
+        own = _but_seed_and_rate(self._identity(self._config(Trial(arm, 0))))
+        steps = self.base.max_steps
+        return [
+            (job, outcome_of(self._ledger.run_of(job.name), steps))
+            for job in self._ledger.jobs()
+            if _but_seed_and_rate(job.identity) == own
+            and self._ledger.run_of(job.name).is_dir()
+            and not problem_of(self._ledger, job.name, steps)
+        ]
 
     # What a run is -----------------------------------------------------------------------------
 
@@ -273,6 +291,11 @@ class Runner:
                 f"the data changed while the study ran, and runs cannot be compared: {told}: the "
                 "same command begins new ones beside them"
             )
+
+
+def _but_seed_and_rate(identity: Mapping[str, Any]) -> dict[str, Any]:
+    config = {k: v for k, v in identity["config"].items() if k not in ("seed", "learning_rate")}
+    return {**identity, "config": config}
 
 
 def _digest_in(name: str) -> str:

@@ -20,6 +20,8 @@ from altcore.runs import read_lines
 from altcore.study.arms import Arm, twin
 from altcore.study.outcome import Outcome, outcome_of
 from altcore.study.own import NOTHING, Own
+from altcore.study.runner import Runner
+from altcore.sweep import Job
 from altcore.yaml_files import read_mapping
 
 PILOT_STEPS = 6
@@ -91,6 +93,41 @@ class Cost:
     def steps_in(self, seconds: float, runs: int) -> int:
         """Return how many steps each run may have."""
         return math.floor((seconds / runs - self.start) / self.step)
+
+
+def prepare(
+    config: TrainConfig,
+    runner: Runner,
+    arms: Sequence[Arm],
+    tried: Iterable[Arm] = (),
+) -> Cost:
+    """Find out by short runs what would end the study later, and what its last arm costs.
+
+    None is made for what runs in the study's folder answer: that an arm can run, and that seeds
+    differ.
+
+    Args:
+        config: of all runs.
+        runner: of the study.
+        arms: the arms that are known by now; the last one is the most expensive.
+        tried: those of them that are trained for a step.
+    """
+    runner.doing("making a step of each arm")
+    check_arms(config, [arm for arm in tried if not runner.accepted(arm)], runner.own)
+    runner.doing("checking that seeds differ")
+    if not any(_seeds_differ(runner.accepted(arm)) for arm in arms if not arm.casts):
+        check_seeds(config, runner.own)
+    runner.doing("measuring what a step costs")
+    return measure_cost(config, arms[-1], runner.own)
+
+
+def _seeds_differ(runs: Iterable[tuple[Job, Outcome]]) -> bool:
+    """Return whether two runs that differ in their seed alone are not the same."""
+    first: dict[float, Outcome] = {}  # by learning rate
+    return any(
+        first.setdefault(job.factors["learning_rate"], outcome).lines != outcome.lines
+        for job, outcome in runs
+    )
 
 
 def measure_cost(config: TrainConfig, arm: Arm, own: Own = NOTHING) -> Cost:

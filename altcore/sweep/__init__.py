@@ -17,6 +17,7 @@ from altcore.sweep.exporting import export
 from altcore.sweep.folder import (
     SWEEPS,
     begin_sweep,
+    check_folder,
     file_of,
     folder_of,
     is_sweep_file,
@@ -78,6 +79,7 @@ __all__ = [
     "bring_up_to_date",
     "changes_of",
     "check_accepted",
+    "check_folder",
     "check_nothing",
     "checked_jobs_of",
     "collect",

@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from altcore import durable
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput
-from altcore.runs import METRICS, lines_of, read_environment
+from altcore.runs import ENVIRONMENT, METRICS, altered, lines_of, read_environment
 from altcore.sweep.audit import audit
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.statistics import is_counted, statistics_of
@@ -164,13 +164,16 @@ def _origins(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the environments in which the accepted runs were made, with how many each made.
 
-    And the runs whose environment cannot be read, with why.
+    And the runs whose environment cannot be read, or is not as the run left it, with why.
     """
     found: Counter[str] = Counter()
     unknown: dict[str, str] = {}
     for name in completed:
+        run = ledger.run_of(name)
+        if problem := altered(run, ENVIRONMENT):
+            unknown[name] = problem[ENVIRONMENT]
         try:
-            told = read_environment(ledger.run_of(name))
+            told = read_environment(run)
         except BadInput as error:
             told, unknown[name] = {}, str(error)
         found[json.dumps({key: told.get(key) for key in ORIGIN}, sort_keys=True)] += 1

@@ -13,8 +13,10 @@ from altcore.errors import BadInput, nearest
 from altcore.sweep.changes import Changes, bring_up_to_date
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOBS, RUNS, Ledger
+from altcore.sweep.retired import RETIRED
 from altcore.sweep.runbook import RUNBOOK
 from altcore.sweep.sweep_file import SweepFile, read_sweep, sweep_text
+from altcore.sweep.tables import TABLES
 from altcore.yaml_files import is_yaml_file, read_mapping
 
 SWEEPS = "sweeps"
@@ -45,7 +47,7 @@ def folder_of(told: str, sweeps_dir: str = SWEEPS) -> Path:
 def begun(told: str, sweeps_dir: str = SWEEPS) -> Path:
     """Return the folder of a sweep that was begun. Raises `BadInput` if there is none."""
     folder = folder_of(told, sweeps_dir)
-    durable.check_kinds(folder, files=[FILE, RUNBOOK], folders=[JOBS, RUNS])
+    check_folder(folder)
     if not (folder / FILE).is_file():
         known = sorted(p.parent.name for p in Path(sweeps_dir).glob(f"*/{FILE}"))
         raise BadInput(
@@ -55,6 +57,13 @@ def begun(told: str, sweeps_dir: str = SWEEPS) -> Path:
         )
     durable.check_no_links(folder.iterdir())
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `BadInput` if a sweep's folder, or something in it, is of another kind."""
+    durable.check_kinds(folder.parent, files=[], folders=[folder.name])
+    folders = [JOBS, RUNS, RETIRED, TABLES]
+    durable.check_kinds(folder, files=[FILE, RUNBOOK], folders=folders)
 
 
 def file_of(told: str, sweeps_dir: str = SWEEPS) -> str:
@@ -81,6 +90,7 @@ def begin_sweep(
 ) -> tuple[Ledger, Changes]:
     """Make a sweep's folder, or bring it up to date; see `bring_up_to_date`."""
     ledger = Ledger(folder_of(str(sweep.name), sweeps_dir), sweep.rules)
+    check_folder(ledger.folder)
     if ledger.folder.is_dir():
         durable.check_no_links(ledger.folder.iterdir())
     changes = bring_up_to_date(ledger, jobs, accept=accept, lost_after=sweep.lost_after)

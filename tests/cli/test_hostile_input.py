@@ -149,7 +149,11 @@ def tokenizer(data):
 
     def make(folder):
         (folder / "words.txt").write_text(f"{'a' * 40}! a b " * 300)
-        (folder / "hostile.json").write_bytes(data if isinstance(data, bytes) else data.encode())
+        if callable(data):
+            data(folder, "hostile.json")
+        else:
+            text = data if isinstance(data, bytes) else data.encode()
+            (folder / "hostile.json").write_bytes(text)
         return ["--data", "words.txt", "--set", "gpt.tokenizer=hostile.json"]
 
     return make
@@ -165,9 +169,9 @@ CASES = {
         f"{flag} is {what}": odd_file(make, flag, "hostile.yaml")
         for flag in FLAGS
         for what, make in ODD.items()
-        if make is not pipe  # --config <(generate) is one
     },
     **{f"train.bin is {what}": tokens(make) for what, make in ODD.items()},
+    **{f"tokenizer is {what}": tokenizer(make) for what, make in ODD.items()},
     "train.bin is empty": tokens(b""),
     "train.bin is odd": tokens(b"abc"),
     "train.bin is short": tokens(b"\x01\x00"),

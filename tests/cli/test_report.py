@@ -106,13 +106,13 @@ def test_runs_on_other_data_are_told(start, shelf, capsys, tmp_path):
     found = call(capsys, "report", "own", "a", "b", "c", *where)
     assert found.code == 0, found.err
     (line,) = found.err.splitlines()
-    assert line.startswith("altcore: data is ")
-    assert line.endswith(" in c")
+    assert line.startswith("altcore: not all runs were made alike: c has data ")
+    assert line.endswith(", which a has")
     # One line for both that are alike, and none for what a run has no record of.
     shutil.copytree(start.runs / "c", start.runs / "d")
     shutil.copytree(start.runs / "c", start.runs / "old", ignore=lambda *_: ["checkpoints"])
     found = call(capsys, "report", "own", "old", "a", "b", "c", "d", *where)
-    assert found.err.splitlines() == [f"{line} and 1 more"]
+    assert found.err.splitlines() == [line.replace("c has data", "c and 1 more have data")]
 
 
 def names_in(folder):

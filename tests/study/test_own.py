@@ -1,5 +1,8 @@
 """Studies of a model, data and a loss of the caller's own."""
 
+import shutil
+import warnings
+
 import pytest
 import torch
 from planted import plant
@@ -7,7 +10,9 @@ from torch import nn
 
 import altcore
 from altcore import BadInput
+from altcore.config import TrainConfig
 from altcore.runs import summary_of
+from altcore.study import setup
 from altcore.study.own import Own
 from altcore.study.runner import Runner
 from altcore.study.setup import check_seeds
@@ -62,7 +67,7 @@ def study(shelf, start, tmp_path):
     options = {"seeds": 2, "rates": 1, "null": False, "name": "mine", "folder": tmp_path}
 
     def made(**own):
-        return altcore.compare(["E4M3"], config=config, **options, **own)
+        return altcore.compare(["E4M3"], config=config, **{**options, **own})
 
     return made
 
@@ -99,6 +104,32 @@ def test_a_model_of_other_modules_begins_new_runs(study, tmp_path):
     assert counts[0] == counts[1] < counts[2]
 
 
+def test_what_finished_runs_answer_is_not_tried(study, tmp_path, monkeypatch):
+    """The short runs before a study: none if every run is there, and those alone that tell more."""
+    tried, real = [], setup.train
+
+    def train(config, **own):
+        tried.append((config.seed, config.max_steps))
+        return real(config, **own)
+
+    def asked(**more):
+        tried.clear()
+        return study(model=Sums, data=sums, loss=passed_on, **more).found, list(tried)
+
+    monkeypatch.setattr(setup, "train", train)
+    seed = TrainConfig().seed
+    seeds, cost = [(seed, 2), (seed + 1, 2)], [(seed, setup.PILOT_STEPS)] * 2
+    first, made = asked()
+    assert made == [(seed, 1), (seed, 1), *seeds, *cost]
+    assert asked() == (first, [])
+    assert asked(seeds=3)[1] == cost
+    # The runs of one seed do not say whether another one is the same run.
+    for run in (tmp_path / "mine/runs").iterdir():
+        if f"-s{seed}-" not in run.name:
+            shutil.rmtree(run)
+    assert asked()[1] == [*seeds, *cost]
+
+
 def test_a_model_is_made_with_the_random_states_of_its_seed():
     """The caller's own states go on as if nothing had been drawn. A run trains a copy."""
     own = Own(Sums, same_sums)
@@ -115,6 +146,26 @@ def test_a_model_is_made_with_the_random_states_of_its_seed():
         "model": "Sums, given from Python",
         "data": "same_sums, given from Python",
     }
+
+
+class Normed(Sums):
+    """A model with the old weight_norm, whose weights torch refuses to copy."""
+
+    def __init__(self):
+        super().__init__()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            nn.utils.weight_norm(self.inner)
+
+
+def test_a_model_that_cannot_be_copied_is_made_anew():
+    """If its function makes another one at each call; otherwise what is wrong is said by name."""
+    one, other = (Own(Normed, sums).parts(1)["model"] for _ in range(2))
+    assert one is not other
+    assert torch.equal(one.inner.weight_v, other.inner.weight_v)
+    net = Normed()
+    for given in (net, lambda: net, lambda: nn.Sequential(net)):
+        with pytest.raises(BadInput, match=r"^model: each run trains a copy .* Only Tensors"):
+            Own(given, sums).parts(1)
 
 
 def test_data_may_follow_the_seed():

@@ -10,9 +10,11 @@ from altcore.study.repeat import to_repeat
 GIVEN = [("gpt.size", "tiny", ""), ("eval_steps", 64, DEFAULT), ("data", "my data", "")]
 
 
-def shell(options, asked):
-    """The command that repeats a study."""
-    return to_repeat(options, TrainConfig(), asked, Path("studies/mine"), {})["shell"]
+def shell(options, asked=None):
+    """The command that repeats a study; of `explain`, if there are no entrants."""
+    command = "explain" if asked is None else "compare"
+    study = Path("studies/mine")
+    return to_repeat(command, options, TrainConfig(), asked or {}, study, {})["shell"]
 
 
 def test_the_command_is_whole():
@@ -37,13 +39,11 @@ def test_the_command_is_whole():
 
 def test_what_is_usual_is_left_out():
     explained = Options(None, [("format", "E7M0", "")], budget=20.0)
-    assert shell(explained, {"format": "E7M0", "recipe": "full"}) == (
+    assert shell(explained) == (
         "altcore explain --set format=E7M0 --seeds 5 --within 0.05 --budget 20 --name mine"
     )
     texts = Options(None, [("a", "1", ""), ("b", "no", ""), ("c", [1, 2], "")])
-    assert shell(texts, {}).startswith(
-        """altcore explain --set 'a="1"' --set 'b="no"' --set 'c=[1"""
-    )
+    assert shell(texts).startswith("""altcore explain --set 'a="1"' --set 'b="no"' --set 'c=[1""")
     plain = Entrants(ablate={"nvfp4": "nvfp4"}).to_plain()
     assert shell(Options(None, []), plain) == (
         "altcore compare --ablate nvfp4=nvfp4 --seeds 5 --within 0.05 --name mine"
@@ -52,12 +52,12 @@ def test_what_is_usual_is_left_out():
 
 def test_what_was_passed_in_from_python_is_named():
     own = Own(loss=lambda model, batch: 0.0)
-    assert shell(Options(None, [], own=own), {}).endswith("--name mine  # with loss from Python")
+    assert shell(Options(None, [], own=own)).endswith("--name mine  # with loss from Python")
 
 
 def test_what_a_paper_states_is_there():
     config = TrainConfig(schedule="cosine", warmup_steps=6)
     facts = {"sha256": "1e0a", "parameters": 34688}
-    found = to_repeat(Options(None, []), config, {}, Path("studies/mine"), facts)
+    found = to_repeat("explain", Options(None, []), config, {}, Path("studies/mine"), facts)
     assert (found["study"], found["workload_facts"]) == ("mine", facts)
     assert (found["training"]["warmup_steps"], found["training"]["grad_clip"]) == (6, 1.0)

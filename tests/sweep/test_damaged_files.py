@@ -17,11 +17,13 @@ from helpers_sweeps import complete, fail, ledger_of
 from altcore.cli.sweep_status import print_end, print_status
 from altcore.errors import BadInput
 from altcore.runs import ENVIRONMENT
+from altcore.study.record import held
 from altcore.sweep import (
     Progress,
     State,
     Status,
     Watch,
+    begin_sweep,
     changes_of,
     collect,
     estimate_of,
@@ -245,12 +247,22 @@ def test_a_cache_that_was_changed_is_thrown_away(sweep, tmp_path):
     assert "collapsed" not in rows.read_text()
 
 
-@pytest.mark.parametrize("name", ["sweep.yaml", "runbook.md", "jobs", "runs"])
+@pytest.mark.parametrize(
+    "name", ["", "sweep.yaml", "runbook.md", "jobs", "runs", "tables", "retired"]
+)
 def test_what_belongs_to_no_job_is_refused_by_name(sweep, tmp_path, name):
     """If it is of another kind: a pipe, for one, would be waited for."""
     made = tmp_path / "toy"
     shutil.copytree(sweep, made)
-    shutil.move(made / name, tmp_path / "aside")
+    asked, ledger = open_sweep("toy", str(tmp_path))
+    jobs = ledger.jobs()
+    if (made / name).exists():
+        shutil.move(made / name, tmp_path / "aside")
     os.mkfifo(made / name)
-    with pytest.raises(BadInput, match=f"{made / name} is not a"):
-        open_sweep("toy", str(tmp_path))
+    for read in (
+        lambda: open_sweep("toy", str(tmp_path)),
+        lambda: begin_sweep(asked, jobs, str(tmp_path)),
+        lambda: held(made).__enter__(),
+    ):
+        with pytest.raises(BadInput, match=rf"{made / name} (is not a|cannot be written)"):
+            read()

@@ -101,6 +101,19 @@ def test_the_dictionary_and_where_it_comes_from(ledger, tmp_path):
     assert types.items() <= told["column_types"].items()
 
 
+def test_an_environment_that_was_edited_is_named(tmp_path):
+    """The metadata say in which the runs were made."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    complete(ledger, job, environment={"processor": "one"})
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    assert not export(asked, ledger, tmp_path / "out").problems
+    file = ledger.run_of(job.name) / "environment.json"
+    file.write_text(json.dumps({"processor": "two"}))
+    problems = export(asked, ledger, tmp_path / "out").problems
+    assert problems == {job.name: f"{file} was changed: its digest is not that in summary.json"}
+
+
 def test_a_mapping_of_columns_is_the_whole_table(tmp_path):
     """Of the runs that count; who is left out is named."""
     columns = {"run_id": "job", "lr": "learning_rate", "loss": "val_loss", "slope": "x/slope"}

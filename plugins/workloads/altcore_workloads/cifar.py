@@ -43,7 +43,9 @@ BYTES = ("_codecs", "encode")
 
 def is_source(path: Path) -> bool:
     """Return whether ``path`` is a tar archive, or a folder with CIFAR-10's batches."""
-    return _folder(path) is not None if path.is_dir() else tarfile.is_tarfile(path)
+    return (
+        _folder(path) is not None if path.is_dir() else path.is_file() and tarfile.is_tarfile(path)
+    )
 
 
 def read(path: Path, image_size: int | None) -> Images:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from altcore.plugin import BadInput
+from altcore.plugin import BadInput, open_to_read
 from altcore_workloads.images import IDX, KEY, Images, Split, from_arrays
 
 IMAGES = re.compile(r"(?P<prefix>.*)images(?P<dot>[-.])idx3-ubyte(?P<gz>\.gz)?")
@@ -81,8 +81,10 @@ def _split(images: Path, labels: Path) -> Split:
 def _array(file: Path, dimensions: int) -> Tensor:
     """Return what an idx file holds: magic number, sizes (big-endian), bytes."""
     try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with open_to_read(file) as stream:
             content = stream.read()
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadInput(f"{file} is a broken .gz file: {error}", key=KEY) from error
     start = 4 + 4 * dimensions

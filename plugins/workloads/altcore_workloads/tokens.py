@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from altcore.plugin import BadInput
+from altcore.plugin import BadInput, open_to_read
 from altcore_workloads.bounded import ChildFailed, bounded
 from altcore_workloads.data import SPLITS, Corpus
 from altcore_workloads.token_files import BIN_IDS, LARGEST_IDS, unsigned
@@ -76,7 +76,7 @@ def _read(path: str) -> str:
             key=KEY,
         ) from error
     try:
-        with Path(path).expanduser().open("rb") as stream:
+        with open_to_read(Path(path).expanduser()) as stream:
             text = stream.read(LARGEST_FILE + 1).decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"

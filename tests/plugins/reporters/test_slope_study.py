@@ -126,6 +126,12 @@ def test_the_second_hypothesis_over_all_and_by_variant():
     assert (few.holds, few.word) == (None, "cannot be told")
 
 
+def test_a_variant_may_be_called_all():
+    """The row of all runs has another name then."""
+    found = first_hypothesis([result("all"), result("base")], Limits())
+    assert [verdict.of for verdict in found] == ["all variants", "all", "base"]
+
+
 def test_a_result_that_is_near_the_limit_says_so():
     runs = [result(alpha=-0.1 * i, val=-0.1 * i + 0.4 * (i % 3)) for i in range(8)]
     (found,) = second_hypothesis(runs, Limits())

@@ -17,7 +17,7 @@ from altcore_reporters.study_pages.csv_table import as_csv
 from altcore_reporters.study_pages.document import Bar, Interval, Intervals
 from altcore_reporters.study_pages.drawn import drawn_curves, drawn_intervals
 from altcore_reporters.study_pages.explanation import explanation
-from altcore_reporters.study_pages.latex import WIDTH, WRAPPED
+from altcore_reporters.study_pages.latex import MOST_ROWS, WIDTH, WRAPPED
 from altcore_reporters.study_pages.reporter import RENDERERS, Comparison, Explanation
 from altcore_reporters.study_pages.rows import rate_curves
 
@@ -106,6 +106,33 @@ def test_a_table_wider_than_a_page_has_several(rendered):
             plain = re.sub(r"\\\w+\{?|[$\\]", "", line)
             own = [cell.strip()[:WRAPPED] for cell in plain.split("&")]
             assert sum(map(len, own)) + 2 * len(own) < WIDTH + 2
+
+
+def test_a_table_longer_than_a_page_goes_on_over_pages(tmp_path):
+    """With its head and caption on each; the others stay tables, and need no further package."""
+    found = compare_answer()
+    row = found["contenders"][1]
+    found["contenders"] = [{**row, "arm": f"arm {i}"} for i in range(MOST_ROWS + 1)]
+    (file,) = (p for p in Comparison().render_answer(found, tmp_path) if p.suffix == ".tex")
+    made = file.read_text()
+    assert made.startswith(
+        "% Tables of an altcore study; the preamble needs "
+        r"\usepackage{booktabs,tabularx,xltabular}."
+    )
+    part = re.search(r"%<\*contenders>\n(.*?)\n%</contenders>", made, re.S)[1]
+    first, head, rows = re.split(r"\\endfirsthead|\\endlastfoot", part)
+    assert first.count(r"\label") == first.count(r"\caption") == head.count(r"\caption[]") == 1
+    assert "(continued)" in head
+    again = re.search(r" *\\toprule.*?\\midrule", head, re.S)[0]
+    assert again in first
+    assert part.count(again) == 2
+    assert rows.count(r"\\") == MOST_ROWS + 1
+    assert made.count(r"\begin{xltabular}") == made.count(r"\end{xltabular}") >= 1
+    assert r"\begin{table}" not in part
+    assert r"\begin{table}" in made
+    (columns,) = re.findall(r"multicolumn\{(\d+)\}\{r@\{\}\}\{continued", part)
+    kinds = re.search(r"linewidth\}\{@\{\}(.*?)@\{\}\}\n", part)[1]
+    assert int(columns) == len(kinds.replace(RAGGED, "").replace(r"@{\ }", ""))
 
 
 FORMULA = "=cmd()\n\n# b [x](http://y) <script>\x1b[31m"

@@ -1,6 +1,7 @@
 """Files of the format idx, such as MNIST's: read, split, and refused by name."""
 
 import gzip
+import os
 import struct
 
 import pytest
@@ -113,3 +114,14 @@ def test_unusable_idx_files_are_named(tmp_path, make, says):
     with pytest.raises(BadInput, match=says) as caught:
         load(str(folder))
     assert str(caught.value).startswith(f"resnet18-cifar.data: {folder}")
+
+
+def test_a_pipe_is_refused_at_once(tmp_path):
+    """It would wait for its writer, in a folder or in the place of an archive."""
+    file = mnist(tmp_path / "d") / "train-labels-idx1-ubyte.gz"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(BadInput, match=rf"cannot read {file}: it is not a regular file"):
+        load(str(file.parent))
+    with pytest.raises(BadInput, match=f"{file} is not an archive of CIFAR-10"):
+        load(str(file))

@@ -10,7 +10,8 @@ from attrs import Attribute, field, frozen
 
 from altcore_reporters.slope_study.estimates import Estimate, pearson, share, spearman
 
-ALL = "all"
+ALL, ALL_VARIANTS = "all", "all variants"
+"""The runs of all variants; the second if a variant is called by the first."""
 
 
 def _in_unit(result: Result, attribute: Attribute[float | None], value: float | None) -> None:
@@ -47,7 +48,7 @@ class Verdict:
     """Whether a hypothesis holds in some runs."""
 
     of: str
-    """The variant, or `ALL`."""
+    """The variant, or what all of them are called."""
     estimate: Estimate
     limit: float
     holds: bool | None
@@ -125,10 +126,10 @@ def second_hypothesis(results: Sequence[Result], limits: Limits) -> list[Verdict
 
 def _groups(results: Sequence[Result]) -> Iterable[tuple[str, Sequence[Result]]]:
     """Yield all runs, and then those of each variant if there are several."""
-    yield ALL, results
     by_variant: dict[str, list[Result]] = {}
     for result in results:
         by_variant.setdefault(result.variant, []).append(result)
+    yield ALL_VARIANTS if ALL in by_variant else ALL, results
     yield from by_variant.items() if len(by_variant) > 1 else ()
 
 

@@ -25,7 +25,6 @@ SPECIAL = {
     "±": r"$\pm$",
 }
 HEAD = (
-    r"% Tables of an altcore study; the preamble needs \usepackage{booktabs,tabularx}.",
     r"% All: \input. One: \usepackage{catchfilebetweentags}, \ExecuteMetaData[FILE]{LABEL}.",
     "% To repeat it:",
 )
@@ -33,6 +32,8 @@ WIDTH = 80
 """Characters of \\footnotesize in a line of the class article, whose text is narrow."""
 WRAPPED = 16
 """Longer text is wrapped."""
+MOST_ROWS = 30
+"""Of a table on one page, where a row may take two lines; a longer one goes on over pages."""
 APART = 2
 """Characters between two columns."""
 BREAK = r"\\"
@@ -43,16 +44,24 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 def as_latex(document: Document) -> str:
     """Return the tables, each in an environment of its own, with a caption and a label.
 
-    A table that is wider than a page of one column has several, with the same names of rows.
+    A table that is wider than a page of one column has several, with the same names of rows; one
+    that is longer than a page goes on over pages, with its head.
     """
     repeat = [f"%   {name}: {fact}" for name, fact in document.repeat]
+    shown = [t.shown for t in document.parts if isinstance(t, Table) and t.rows]
+    needed = ["booktabs", "tabularx", *["xltabular"] * any(map(_is_long, shown))]
+    preamble = rf"\usepackage{{{','.join(needed)}}}"
     tables = [
         f"%<*{label}>\n{_environment(document, part, label)}\n%</{label}>"
-        for table in document.parts
-        if isinstance(table, Table) and table.rows
-        for part, label in _parts(table.shown)
+        for table in shown
+        for part, label in _parts(table)
     ]
-    return "\n".join([*HEAD, *repeat, "", "\n\n".join(tables), ""])
+    told = f"% Tables of an altcore study; the preamble needs {preamble}."
+    return "\n".join([told, *HEAD, *repeat, "", "\n\n".join(tables), ""])
+
+
+def _is_long(table: Table) -> bool:
+    return len(table.rows) > MOST_ROWS
 
 
 def _parts(table: Table) -> Iterator[tuple[Table, str]]:
@@ -87,21 +96,58 @@ def _environment(document: Document, table: Table, label: str) -> str:
     caption = text(f"{table.caption}. {_note(document, table)}".rstrip())
     if label != table.key:
         caption = rf"{text(table.caption)}: more of Table~\ref{{{prefix}-{table.key}}}."
-    lines = [
-        r"\begin{table}",
-        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"  \caption{{{caption}}}",
-        rf"  \label{{{prefix}-{label}}}",
-        rf"  \begin{{tabularx}}{{\linewidth}}{{@{{}}{''.join(kinds)}@{{}}}}",
+    told = [rf"\caption{{{caption}}}", rf"\label{{{prefix}-{label}}}"]
+    head = [
         r"    \toprule",
         _row(_head(word, column) for word, column in zip(table.head, columns, strict=True)),
         r"    \midrule",
-        *(_row(map(cell_text, row, map(_spans, columns))) for row in table.rows),
+    ]
+    rows = [_row(map(cell_text, row, map(_spans, columns))) for row in table.rows]
+    shape = rf"{{\linewidth}}{{@{{}}{''.join(kinds)}@{{}}}}"
+    if _is_long(table):
+        again = rf"\caption[]{{{text(table.caption)} (continued)}}"
+        lines = _long(shape, told, again, head, rows, sum(map(_spans, columns)))
+    else:
+        lines = _short(shape, told, head, rows)
+    return "\n".join(lines)
+
+
+def _short(shape: str, told: list[str], head: list[str], rows: list[str]) -> list[str]:
+    """Return the lines of a table on one page, below its caption and label."""
+    return [
+        r"\begin{table}",
+        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        *(f"  {line}" for line in told),
+        rf"  \begin{{tabularx}}{shape}",
+        *head,
+        *rows,
         r"    \bottomrule",
         r"  \end{tabularx}",
         r"\end{table}",
     ]
-    return "\n".join(lines)
+
+
+def _long(
+    shape: str, told: list[str], again: str, head: list[str], rows: list[str], columns: int
+) -> list[str]:
+    """Return the lines of a table over pages; from the second on its caption is ``again``."""
+    return [
+        r"{\footnotesize\setlength{\tabcolsep}{4pt}\setlength{\LTcapwidth}{\linewidth}",
+        rf"  \begin{{xltabular}}{shape}",
+        f"    {''.join(told)}{BREAK}",
+        *head,
+        r"    \endfirsthead",
+        f"    {again}{BREAK}",
+        *head,
+        r"    \endhead",
+        r"    \midrule",
+        rf"    \multicolumn{{{columns}}}{{r@{{}}}}{{continued on the next page}} {BREAK}",
+        r"    \endfoot",
+        r"    \bottomrule",
+        r"    \endlastfoot",
+        *rows,
+        r"  \end{xltabular}}",
+    ]
 
 
 def _note(document: Document, table: Table) -> str:
