@@ -1,4 +1,4 @@
-"""The null arm: the twin with its weights rounded so finely that nothing but chaos sets them apart.
+"""The null arm: the twin, rounded so finely that nothing but chaos sets the two apart.
 
 Its gap is what any arm's is that does no harm, so it says how small a gap a study can detect.
 """
@@ -13,18 +13,20 @@ from altcore.recipes import Layer, read_recipe
 from altcore.study.arms import WIDE, Arm, select
 from altcore.study.statistics import LEVEL, quantile, student
 
+OPERAND = "activation@fwd"
+"""What the null arm rounds."""
 POWER = 0.8
 """Probability with which a gap of the smallest detectable size is significant."""
 
 
 def null_arm(layers: Sequence[Layer]) -> Arm | None:
-    """Return the null arm of a model, or None if no layer of it multiplies by a weight.
+    """Return the null arm of a model, or None if no layer of it multiplies an activation.
 
-    Forward weights are rounded to 11 significant bits: by one part in 2^12 at most, or by half of
-    one in 2^11.
+    Forward activations are rounded to 11 significant bits: by one part in 2^12 at most, or by half
+    of one in 2^11. Weights stay off every grid, since some optimizers follow theirs.
     """
-    plan = read_recipe({"weight@fwd": {"format": WIDE.format, "scaling": "none"}}).resolve(layers)
-    casts = {name: own for name, own in select(plan, ["weight@fwd"]).items() if own}
+    plan = read_recipe({OPERAND: {"format": WIDE.format, "scaling": "none"}}).resolve(layers)
+    casts = {name: own for name, own in select(plan, [OPERAND]).items() if own}
     return Arm("null", casts) if casts else None
 
 

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+import altcore
 from altcore.recipes import Layer
 from altcore.study.cautions import about_chaos
 from altcore.study.null_arm import POWER, detectable, null_arm
@@ -13,12 +15,20 @@ from altcore.study.statistics import LEVEL, quantile
 LAYERS = [Layer("wte", "embedding"), Layer("h.0.qkv", "linear"), Layer("h.0.attn", "attention")]
 
 
-def test_it_rounds_forward_weights_and_nothing_else():
-    """A model without a weight that multiplies has no null arm."""
+def test_it_rounds_forward_activations_and_nothing_else():
+    """A model without a layer that multiplies them has no null arm."""
     assert {name: list(casts) for name, casts in null_arm(LAYERS).casts.items()} == {
-        "h.0.qkv": ["weight@fwd"]
+        "h.0.qkv": ["activation@fwd"]
     }
     assert null_arm(LAYERS[:1]) is None
+
+
+def test_no_weight_of_it_is_on_a_grid():
+    """An optimizer that moves weights by steps of their grid would train it as no twin."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    with altcore.quantize_model(model, null_arm([Layer("0", "linear")]).recipe()) as q:
+        model(torch.ones(1, 4))
+        assert q.grid_of(model[0].weight) is None
 
 
 @pytest.mark.parametrize(("seeds", "rows"), [(3, 1), (5, 7), (20, 3)])

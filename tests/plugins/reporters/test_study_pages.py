@@ -12,7 +12,7 @@ from altcore_reporters.study_pages.causes import (
 )
 from altcore_reporters.study_pages.comparison import comparison, own_settings, validation
 from altcore_reporters.study_pages.document import NO_INTERVAL, Interval, Table
-from altcore_reporters.study_pages.explanation import conclusion
+from altcore_reporters.study_pages.explanation import conclusion, forced_rate
 from altcore_reporters.study_pages.latex import as_latex
 from altcore_reporters.study_pages.rows import judged
 
@@ -50,6 +50,18 @@ def test_the_headline_is_the_verdict(verdict, words):
 def estimate(mean, half=0.1, **more):
     """A row of an answer."""
     return {"mean": mean, "low": mean - half, "high": mean + half, "stalled": None, **more}
+
+
+@pytest.mark.parametrize(("own", "inside", "told"), [(27, 3, 1), (27, 27, 0), (3, 3, 0)])
+def test_a_harm_that_is_another_rate_is_told(own, inside, told):
+    """Else gaps at the twin's rate stand unexplained beside a small one at the best rates."""
+    chosen = {"U": {"factor": float(own)}, "twin": {"factor": 3.0}}
+    found = {"factor": "U", "learning_rates": chosen, "learning_rate_factor_inside": float(inside)}
+    assert list(forced_rate(found)) == told * [
+        "**Learning rate**: U does best at 27 times the given rate, where it is not "
+        "distinguishable from float32 at that same rate. So its harm is that it forces another "
+        "rate. What follows ran at the twin's best, 3 times"
+    ]
 
 
 ROUNDING = {

@@ -27,6 +27,7 @@ from altcore_reporters.study_pages.rows import (
     unit,
 )
 from altcore_reporters.study_pages.words import FACTORS, NOT_TOLD, digits, number, value
+from altcore_reporters.study_pages.words import factor as times
 
 Answer = Mapping[str, Any]
 STAGES = (
@@ -85,11 +86,24 @@ def findings(answer: Answer) -> Iterator[str]:
     factor = answer["factor"]
     told = "" if answer["factor_distinguishable"] else f" ({NOT_TOLD} from 0)"
     yield f"**Factor**: {factor}, {FACTORS[factor]}: {interval(answer['shapley'][factor])}{told}"
+    yield from forced_rate(answer)
     for key in ("operand", "group", "layer"):
         yield f"**{key.capitalize()}**: {answer.get(key) or NOT_TOLD}"
     yield from causes(answer)
     yield f"**Onset**: {onset(answer)}"
     yield f"**Recommendation**: {recommendation(answer)}"
+
+
+def forced_rate(answer: Answer) -> Iterator[str]:
+    """Yield a sentence if what a factor does is to force another learning rate."""
+    chosen, inside = answer["learning_rates"], answer["learning_rate_factor_inside"]
+    own, twins = (chosen[key]["factor"] for key in (answer["factor"], "twin"))
+    if inside == twins != own:
+        yield (
+            f"**Learning rate**: {answer['factor']} does best at {times(own)} times the given "
+            f"rate, where it is {NOT_TOLD} from float32 at that same rate. So its harm is that it "
+            f"forces another rate. What follows ran at the twin's best, {times(twins)} times"
+        )
 
 
 def onset(answer: Answer) -> str:
