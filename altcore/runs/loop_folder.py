@@ -12,8 +12,8 @@ from pathlib import Path
 from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
+from altcore.runs.kept import list_checkpoints
 from altcore.runs.manifest import check_no_linked
-from altcore.runs.retention import list_checkpoints
 from altcore.runs.run_id import run_id_of
 
 OWN = ""
