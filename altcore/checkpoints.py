@@ -77,7 +77,8 @@ def save_checkpoint(
 
     Args:
         path: the folder of the checkpoints, made if it is not there.
-        model: may be wrapped in DistributedDataParallel: the names are those of the model within.
+        model: may be wrapped in DistributedDataParallel or compiled: the names are those of the
+            model within.
         optimizer: whose moments are kept.
         q: what `altcore.quantize_model` returned; None for a model that is not quantized.
         step: after which the state is what it is.

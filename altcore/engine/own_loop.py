@@ -49,6 +49,7 @@ from altcore.errors import BadInput, InvalidCheckpoint, shown
 from altcore.log import log
 from altcore.quantization import (
     Quantization,
+    bare_model,
     check_moments,
     check_quantization_state,
     is_quantized,
@@ -79,8 +80,8 @@ class OwnLoop:
         scaler: torch.amp.GradScaler | None,
         also: Mapping[str, Stateful] | None,
     ) -> OwnLoop:
-        """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is not of it."""
-        own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        """Take the model out of its wrappers; `BadInput` if ``q`` is not of it."""
+        own = bare_model(model)
         if q is not None and own is not q.model:
             raise BadInput("it is not the model that was quantized", key="q")
         if q is None and is_quantized(own):

@@ -315,6 +315,27 @@ def test_a_manager_of_a_model_that_nobody_trains_says_so(tmp_path):
         assert [x["steps"] for x in logs if x["event"].startswith(stale)] == told
 
 
+@pytest.mark.parametrize("when", ["never", "before", "after"])
+def test_a_compiled_model_is_the_one_within(when, tmp_path):
+    """Quantized before it is compiled, or afterwards: its checkpoint is one of the plain model."""
+    loop, again = Loop(), Loop()
+    whole, q, q_again = loop.model, None, None
+    if when == "before":
+        q = altcore.quantize_model(whole, "E4M3", head=None)
+    loop.model = torch.compile(whole, backend="eager")
+    if when == "after":
+        q = altcore.quantize_model(loop.model, "E4M3", head=None)
+    if when != "never":
+        q_again = altcore.quantize_model(again.model, "E4M3", head=None)
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer, q)
+    with capture_logs() as logs:
+        loop.train()
+        manager.save(1)
+    assert told_of(logs) == []
+    assert altcore.load_checkpoint(tmp_path, again.model, again.optimizer, q_again) == 1
+    assert torch.equal(again.train(), loop.train())
+
+
 def test_modules_of_another_kind_are_named_when_the_weights_fit(tmp_path):
     """Whether it is trained or evaluated; what makes no difference is none."""
 
