@@ -315,6 +315,20 @@ def test_the_directory_of_a_run_is_refused(start):
     assert loop.manager(run.parent / "mine").save(1)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_folder_has_is_refused(name, tmp_path):
+    """By whoever saves and whoever restores."""
+    loop, folder = Loop(None), tmp_path / name
+    given = (loop.model, loop.optimizer, None)
+    for function in (
+        lambda: loop.manager(folder),
+        lambda: altcore.save_checkpoint(folder, *given, 0),
+        lambda: altcore.load_checkpoint(folder, *given),
+    ):
+        with pytest.raises(BadInput, match=r"^folder: .* is no folder: (File name|embedded null)"):
+            function()
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="file is not a folder"):
@@ -728,6 +742,20 @@ def test_one_checkpoint_is_the_newest(tmp_path):
     assert (manager.latest().name, manager.best().name) == ("step-00000002",) * 2
     assert not (tmp_path / "best").exists()
     assert (tmp_path / "weights-00000001").exists()
+
+
+def test_weights_alone_are_named_as_such(tmp_path):
+    """No loop goes on from them, and the best one is one to go on from."""
+    loop = Loop(None).train(1)
+    manager = loop.manager(tmp_path, max_checkpoints=1)
+    for step in (1, 2):
+        manager.save(step, value=float(step))
+    assert manager.best().name == "step-00000002"
+    file = tmp_path / "weights-00000001/weights.pt"
+    with pytest.raises(BadInput, match=r"weights-00000001 holds the weights alone") as refused:
+        altcore.load_checkpoint(file.parent, loop.model, loop.optimizer, None)
+    assert f"torch.load({str(file)!r})['model']" in str(refused.value)
+    assert torch.load(file)["model"].keys() == loop.weights().keys()
 
 
 def test_a_folder_stays_the_same_one(tmp_path, monkeypatch):

@@ -91,7 +91,15 @@ if TYPE_CHECKING:
         tidy,
         update_manifest,
     )
-    from altcore.runs.loop_folder import OWN, check_loop_folder, lock_folder, saving_alone
+    from altcore.runs.loop_folder import (
+        OWN,
+        VALUE,
+        check_loop_folder,
+        folder_at,
+        lock_folder,
+        save_of_loop,
+        saving_alone,
+    )
     from altcore.runs.provenance import environment
     from altcore.runs.retention import retain
 
@@ -108,8 +116,11 @@ _NEED_TORCH = {
     "tidy": "checkpoint",
     "update_manifest": "checkpoint",
     "OWN": "loop_folder",
+    "VALUE": "loop_folder",
     "check_loop_folder": "loop_folder",
+    "folder_at": "loop_folder",
     "lock_folder": "loop_folder",
+    "save_of_loop": "loop_folder",
     "saving_alone": "loop_folder",
     "environment": "provenance",
     "retain": "retention",
@@ -143,6 +154,7 @@ __all__ = [
     "TRAINED",
     "TRAINING",
     "UNFINISHED",
+    "VALUE",
     "WEIGHTS",
     "WEIGHTS_FILE",
     "Change",
@@ -175,6 +187,7 @@ __all__ = [
     "find_end",
     "find_run",
     "finite",
+    "folder_at",
     "folder_of",
     "full_summary",
     "has_environment",
@@ -214,6 +227,7 @@ __all__ = [
     "run_id_of",
     "sample_losses",
     "save_checkpoint",
+    "save_of_loop",
     "save_snapshot",
     "saving_alone",
     "set_aside",
