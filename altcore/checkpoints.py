@@ -225,8 +225,9 @@ class CheckpointManager:
         ``value`` is what `best` compares by. A state that is not finite is kept by
         `save_on_anomaly` instead, with a warning that names the first; the result is then its own.
 
-        Raises `BadInput` if the folder has checkpoints of later steps, or files of somebody else by
-        the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
+        Raises `BadInput` if the folder has checkpoints of later steps, or one of this step that the
+        manager neither wrote nor restored, or files of somebody else by the names ``best`` and
+        ``last``; and whatever `save_checkpoint` raises.
         """
         self._check_place()
         loop, number = self._loop(), _number(value)
@@ -235,7 +236,7 @@ class CheckpointManager:
         check_loop_folder(self.folder)
         with self._writing():
             newest = max((k.step for k in self._regular()), default=-1)
-            if newest > state["step"]:
+            if newest > step or (newest == step and step not in self._own):
                 problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
                 hint = "restore() goes on from it; a new loop takes a folder of its own"
                 raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)

@@ -338,14 +338,16 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
 # ---------------------------------------------------------------------------- what is kept
 
 
-def test_a_loop_that_begins_anew_among_later_checkpoints_is_refused(tmp_path):
-    """What it saved would be removed at once as older than those that are there."""
+def test_a_loop_that_begins_anew_among_checkpoints_is_refused(tmp_path):
+    """What it saved would be removed at once as older, or would replace the one of its step."""
     first = Loop().train(1)
     first.manager(tmp_path).save(300)
     other = Loop(seed=1).train(1).manager(tmp_path)
-    with pytest.raises(BadInput, match=r"step 300.*restore\(\) goes on from it"):
-        other.save(50)
+    for step in (50, 300):
+        with pytest.raises(BadInput, match=r"step 300.*restore\(\) goes on from it"):
+            other.save(step)
     assert other.restore() == 300
+    assert other.save(300).exists()
     assert other.save(350).exists()
 
 
