@@ -19,7 +19,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unkept_optimizers, warn_of_hidden
+from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unkept, warn_of_hidden
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -103,7 +103,7 @@ def save_checkpoint(
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
     loop.check_own(state)
-    warn_of_hidden([*unkept_optimizers(loop, state), *loop.hidden(loop.built())])
+    warn_of_hidden([*unkept(loop, state), *loop.hidden(loop.built())])
     check_loop_folder(folder)
     with saving_alone(folder):
         lock = lock_folder(folder)
@@ -245,13 +245,12 @@ class CheckpointManager:
                 log.warning(problem, first=bad, step=step)
                 return self._write_anomaly(state)
             loop.check_own(state, self._built)
-            others = self._steps.hidden(loop, state)
-            hidden = [*others, *loop.hidden(self._built, is_first=not self._own)]
+            hidden = [*self._steps.hidden(loop, state), *loop.hidden(self._built)]
             if self._hidden != hidden:
                 warn_of_hidden(hidden)
                 self._hidden = hidden
             path = save_of_loop(self.folder, REGULAR, state, number)
-            self._own.add(state["step"])
+            self._own.add(step)
             steps = {kept.step for kept in list_checkpoints(self.folder)}
             retain(
                 self.folder,

@@ -109,6 +109,26 @@ def test_a_scaler_within_a_step_is_not_saved(tmp_path):
     manager.save(1)
 
 
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_a_scaler_that_is_not_passed_is_named(is_planned, tmp_path):
+    """Once it makes the steps of the optimizer; one that is disabled has no state."""
+    loop, scaler = Loop(None), torch.amp.GradScaler("cpu")
+    plan = {"plan": torch.optim.lr_scheduler.StepLR(loop.optimizer, 9)} if is_planned else {}
+    kept = [{}, {"scaler": scaler}, {"also": {**plan, "scaler": scaler}}]
+    managers = [
+        loop.manager(tmp_path / str(i), **{"also": plan, **more}) for i, more in enumerate(kept)
+    ]
+    for made, told in ((torch.amp.GradScaler("cpu", enabled=False), 0), (scaler, 1)):
+        made.scale(loop.model(torch.randn(5, 8)).square().mean()).backward()
+        made.step(loop.optimizer)
+        made.update()
+        with capture_logs() as logs:
+            for manager in managers:
+                manager.save(told)
+        named = ["a GradScaler that steps the optimizer: pass it in as scaler"]
+        assert [x["names"] for x in logs] == [named] * told
+
+
 def test_a_scaler_that_is_disabled_is_none(tmp_path):
     """It has no scale to keep, and takes none."""
     loop = Loop(None)

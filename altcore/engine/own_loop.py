@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -12,7 +11,6 @@ import torch
 from attrs import frozen
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.hidden_state import HOOKS, optimizer_parts
@@ -99,27 +97,10 @@ class OwnLoop:
         assert self.optimizer is not None  # only a loop that is restored has none
         return AsBuilt(self.model, self.optimizer)
 
-    def hidden(self, built: AsBuilt, *, is_first: bool = True) -> list[str]:
-        """Return where state is that no checkpoint has; the model was ``built`` so.
-
-        The first time more is looked for.
-        """
+    def hidden(self, built: AsBuilt) -> list[str]:
+        """Return where state is that no checkpoint has; the model was ``built`` so."""
         hooks = [f"{HOOKS} of {name}" for name in built.late_hooks(built.hooks)]
-        return [*built.hidden(), *hooks, *self._schedulers(is_first=is_first)]
-
-    def _schedulers(self, *, is_first: bool) -> list[str]:
-        """Return the learning-rate schedulers of the optimizer that are not kept."""
-        for name, part in self.also.items():
-            if "sched" in name.lower() or getattr(part, "optimizer", None) is self.optimizer:
-                return []
-        assert self.optimizer is not None  # only a loop that is restored has none
-        if any("initial_lr" in group for group in self.optimizer.param_groups):
-            return ["a learning-rate scheduler (initial_lr)"]
-        if not is_first:
-            return []
-        # This one leaves no trace in the optimizer: to look for it takes a tenth of a second.
-        is_there = any(isinstance(x, ReduceLROnPlateau) for x in gc.get_referrers(self.optimizer))
-        return ["a learning-rate scheduler (ReduceLROnPlateau)"] if is_there else []
+        return [*built.hidden(), *hooks]
 
     def unwatched(self) -> frozenset[str]:
         """Return the names of what is not finite now, before training: it may stay so."""
