@@ -71,23 +71,27 @@ class StepWatch:
     def hidden(self, loop: OwnLoop, state: Mapping[str, Any]) -> list[str]:
         """Name what trains a loop and is not in its ``state``: optimizers, and their schedulers.
 
-        Warns, once, if nothing moved them since another step was saved.
+        Warns, once, if nothing moved the weights since another step was saved.
         """
         if self._hook is None:
             self.begin()
         step, before, now = self._step, self._before, self._now()
         self._step, self._before = state["step"], now
-        is_stale = step not in (None, self._step) and before == now and _is_trained(loop)
+        self._warn_if_stale(step, is_same=before == now and _is_trained(loop))
+        others = _not_kept(loop, state, self._steps.others(), KEEP_OR_REMAKE)
+        if not others and before.version != now.version and before.steps == now.steps:
+            others = [UNKNOWN]
+        scaler = self._steps.scaler()
+        if scaler is not None and id(scaler) not in reached([loop.scaler, *loop.also.values()]):
+            others.append(UNSCALED)
+        return [*others, *self._schedulers.unkept(loop)]
+
+    def _warn_if_stale(self, before: int | None, *, is_same: bool) -> None:
+        is_stale = is_same and before not in (None, self._step)
         if is_stale and not self._is_stale:
             hint = "if the code that makes the model ran again, make the manager again, too"
-            log.warning(STALE, steps=[step, self._step], hint=hint)
+            log.warning(STALE, steps=[before, self._step], hint=hint)
         self._is_stale = is_stale
-        is_moved = before.version != now.version and before.steps == now.steps
-        others = _not_kept(loop, state, self._steps.others(), KEEP_OR_REMAKE)
-        scaler = self._steps.scaler()
-        is_kept = scaler is None or id(scaler) in reached([loop.scaler, *loop.also.values()])
-        more = [*([] if is_kept else [UNSCALED]), *self._schedulers.unkept(loop)]
-        return [*(others or [UNKNOWN] * is_moved), *more]
 
     def close(self) -> None:
         """Remove the hook."""
