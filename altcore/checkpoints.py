@@ -19,7 +19,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unkept_optimizers, warn_of_hidden
+from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unkept, warn_of_hidden
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -27,29 +27,30 @@ from altcore.runs import (
     ANOMALY,
     OWN,
     REGULAR,
-    TRAINING,
+    VALUE,
+    WEIGHTS,
+    WEIGHTS_FILE,
     DirectoryLock,
     Kept,
     by_merit,
     check_loop_folder,
     check_no_linked,
+    folder_at,
     is_checkpoint,
     list_checkpoints,
     load_newest,
     lock_folder,
     retain,
+    save_of_loop,
     saving_alone,
     set_aside,
     tidy,
 )
 from altcore.runs import load_checkpoint as read_checkpoint
-from altcore.runs import save_checkpoint as write_checkpoint
 
 NOT_TO_BE_WRITTEN = BadInput, NoSpace
 """Errors of a folder into which somebody else saves, or that can only be read: reading needs none
 of it."""
-VALUE = "value"
-"""The key of a manifest under which is what checkpoints are compared by."""
 
 
 @contextmanager
@@ -77,7 +78,8 @@ def save_checkpoint(
 
     Args:
         path: the folder of the checkpoints, made if it is not there.
-        model: may be wrapped in DistributedDataParallel: the names are those of the model within.
+        model: may be wrapped in DistributedDataParallel or compiled: the names are those of the
+            model within.
         optimizer: whose moments are kept.
         q: what `altcore.quantize_model` returned; None for a model that is not quantized.
         step: after which the state is what it is.
@@ -95,18 +97,18 @@ def save_checkpoint(
         NoSpace: if the disk is full; what was there stays.
     """
     loop = OwnLoop.of(model, optimizer, q, scaler, also)
-    folder, number = _absolute(path), _number(value)
+    folder, number = folder_at(path), _number(value)
     state = loop.state(step)
     if bad := loop.not_finite(state):
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
     loop.check_own(state)
-    warn_of_hidden([*unkept_optimizers(loop, state), *loop.hidden(loop.built())])
+    warn_of_hidden([*unkept(loop, state), *loop.hidden(loop.built())])
     check_loop_folder(folder)
     with saving_alone(folder):
         lock = lock_folder(folder)
         try:
-            return _write(folder, REGULAR, state, number)
+            return save_of_loop(folder, REGULAR, state, number)
         finally:
             lock.release()
 
@@ -140,9 +142,12 @@ def load_checkpoint(
             another model or optimizer, parameters in another order, a scaler too many or too few.
         InvalidCheckpoint: if the one that ``path`` names is torn or altered.
     """
-    loop, folder = OwnLoop.of(model, optimizer, q, scaler, also), Path(path)
+    loop, folder = OwnLoop.of(model, optimizer, q, scaler, also), folder_at(path)
     if is_checkpoint(folder):
         found = read_checkpoint(folder)
+        if found.kind == WEIGHTS:
+            hint = f"torch.load({str(folder / WEIGHTS_FILE)!r})['model'] is the model's state"
+            raise BadInput(f"{folder} holds the weights alone", key="path", hint=hint)
         loop.check(found.state or {}, found.kind)
     else:
         check_no_linked(folder.parent if folder.is_symlink() else folder)
@@ -150,10 +155,6 @@ def load_checkpoint(
     assert found.state is not None  # checked
     loop.restore(found.state)
     return found.step
-
-
-def _absolute(folder: str | Path) -> Path:
-    return Path(folder).absolute()
 
 
 @define(eq=False)
@@ -176,16 +177,16 @@ class CheckpointManager:
     100
     """
 
-    folder: Path = field(converter=_absolute)
+    folder: Path = field(converter=folder_at)
     """Of the checkpoints; the same one wherever the process goes."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
     q: Quantization | None = None
     scaler: torch.amp.GradScaler | None = None
     max_checkpoints: int = field(default=3, kw_only=True)
-    """Checkpoints that stay: the newest, and the best one; of 1 the newest."""
+    """Checkpoints that stay: the newest, and the best one; of 1 the newest, as `best` is."""
     keep_best: int = field(default=1, kw_only=True)
-    """Of the next best ones the weights alone stay."""
+    """Of the next best ones the weights alone stay, which no loop goes on from."""
     mode: str = field(default="min", kw_only=True)
     """What the best value is: min or max."""
     also: Mapping[str, Stateful] = field(factory=dict, kw_only=True)
@@ -224,16 +225,18 @@ class CheckpointManager:
         ``value`` is what `best` compares by. A state that is not finite is kept by
         `save_on_anomaly` instead, with a warning that names the first; the result is then its own.
 
-        Raises `BadInput` if the folder has checkpoints of later steps, or files of somebody else by
-        the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
+        Raises `BadInput` if the folder has checkpoints of later steps, or one of this step that the
+        manager neither wrote nor restored, or files of somebody else by the names ``best`` and
+        ``last``; and whatever `save_checkpoint` raises.
         """
         self._check_place()
         loop, number = self._loop(), _number(value)
         state = loop.state(step, self._built)
+        step = state["step"]
         check_loop_folder(self.folder)
         with self._writing():
             newest = max((k.step for k in self._regular()), default=-1)
-            if newest > state["step"]:
+            if newest > step or (newest == step and step not in self._own):
                 problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
                 hint = "restore() goes on from it; a new loop takes a folder of its own"
                 raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)
@@ -242,13 +245,12 @@ class CheckpointManager:
                 log.warning(problem, first=bad, step=step)
                 return self._write_anomaly(state)
             loop.check_own(state, self._built)
-            others = self._steps.hidden(loop, state)
-            hidden = [*others, *loop.hidden(self._built, is_first=not self._own)]
+            hidden = [*self._steps.hidden(loop, state), *loop.hidden(self._built)]
             if self._hidden != hidden:
                 warn_of_hidden(hidden)
                 self._hidden = hidden
-            path = _write(self.folder, REGULAR, state, number)
-            self._own.add(state["step"])
+            path = save_of_loop(self.folder, REGULAR, state, number)
+            self._own.add(step)
             steps = {kept.step for kept in list_checkpoints(self.folder)}
             retain(
                 self.folder,
@@ -282,7 +284,10 @@ class CheckpointManager:
 
     @_as_usual()
     def best(self) -> Path | None:
-        """Return the best checkpoint, by the values that were given; None without any."""
+        """Return the best checkpoint to go on from, by the values given; None without any.
+
+        If ``max_checkpoints`` is 1, that is the newest, and ``weights-...`` may be better.
+        """
         valued = [kept for kept in self._regular() if kept.manifest["evaluation"]]
         for kept in by_merit(valued, VALUE, self.mode):
             try:
@@ -354,7 +359,7 @@ class CheckpointManager:
     def _write_anomaly(self, state: Mapping[str, Any]) -> Path | None:
         if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
             return None
-        return _write(self.folder, ANOMALY, state, None)
+        return save_of_loop(self.folder, ANOMALY, state, None)
 
     def _regular(self) -> list[Kept]:
         return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
@@ -376,19 +381,3 @@ def _number(value: float | torch.Tensor | None) -> float | None:
         return told if math.isfinite(told) else None
     except OverflowError as error:
         raise BadInput("it is too large for a float", key="value") from error
-
-
-def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
-    step = state["step"]
-    manifest = {
-        "kind": kind,
-        "step": step,
-        "phase": TRAINING,
-        "evaluation": None if value is None else {"step": step, VALUE: value},
-        "snapshots": [],
-        "logs": {},
-        "identity": {},
-        "environment": {},
-        "run_id": OWN,
-    }
-    return write_checkpoint(folder, state, manifest)

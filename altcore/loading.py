@@ -31,6 +31,8 @@ from altcore.formats import origins_recorded
 from altcore.log import log
 from altcore.quantization import Quantization, check_quantization_state
 from altcore.runs import (
+    BEST,
+    LATEST,
     REGULAR,
     RUN_ID,
     WEIGHTS_FILE,
@@ -48,11 +50,10 @@ from altcore.runs import (
     run_id_of,
     summary_of,
     warn_of_altered,
+    warn_of_missing,
 )
 from altcore.runs import load_checkpoint as read_checkpoint
 from altcore.yaml_files import read_mapping
-
-BEST, LATEST = "best", "latest"
 
 
 @frozen
@@ -226,8 +227,8 @@ def directory_of(run: str | Path, runs_dir: str | Path = "runs") -> Path:
 def find_checkpoint(run: Path, which: str) -> Path:
     """Return a checkpoint of a run's directory: ``best``, ``latest``, or by its name.
 
-    Best and latest are never of another run; a warning names one that was copied in. Raises
-    `BadInput` if there is none.
+    Best and latest are never of another run; a warning names one that was copied in, and one that
+    the run ended with if it is gone. Raises `BadInput` if there is none.
     """
     folder, run_id = run / "checkpoints", run_id_of(run)
     check_no_linked(folder)
@@ -236,6 +237,8 @@ def find_checkpoint(run: Path, which: str) -> Path:
         check_run_id(found.path, found.manifest, run_id)
 
     found = list_checkpoints(folder)
+    if which in (BEST, LATEST):
+        warn_of_missing(run, which)
     if which == LATEST:
         return load_newest(folder, check).path
     if which == BEST:

@@ -109,6 +109,26 @@ def test_a_scaler_within_a_step_is_not_saved(tmp_path):
     manager.save(1)
 
 
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_a_scaler_that_is_not_passed_is_named(is_planned, tmp_path):
+    """Once it makes the steps of the optimizer; one that is disabled has no state."""
+    loop, scaler = Loop(None), torch.amp.GradScaler("cpu")
+    plan = {"plan": torch.optim.lr_scheduler.StepLR(loop.optimizer, 9)} if is_planned else {}
+    kept = [{}, {"scaler": scaler}, {"also": {**plan, "scaler": scaler}}]
+    managers = [
+        loop.manager(tmp_path / str(i), **{"also": plan, **more}) for i, more in enumerate(kept)
+    ]
+    for made, told in ((torch.amp.GradScaler("cpu", enabled=False), 0), (scaler, 1)):
+        made.scale(loop.model(torch.randn(5, 8)).square().mean()).backward()
+        made.step(loop.optimizer)
+        made.update()
+        with capture_logs() as logs:
+            for manager in managers:
+                manager.save(told)
+        named = ["a GradScaler that steps the optimizer: pass it in as scaler"]
+        assert [x["names"] for x in logs] == [named] * told
+
+
 def test_a_scaler_that_is_disabled_is_none(tmp_path):
     """It has no scale to keep, and takes none."""
     loop = Loop(None)
@@ -315,6 +335,20 @@ def test_the_directory_of_a_run_is_refused(start):
     assert loop.manager(run.parent / "mine").save(1)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_name_that_no_folder_has_is_refused(name, tmp_path):
+    """By whoever saves and whoever restores."""
+    loop, folder = Loop(None), tmp_path / name
+    given = (loop.model, loop.optimizer, None)
+    for function in (
+        lambda: loop.manager(folder),
+        lambda: altcore.save_checkpoint(folder, *given, 0),
+        lambda: altcore.load_checkpoint(folder, *given),
+    ):
+        with pytest.raises(BadInput, match=r"^folder: .* is no folder: (File name|embedded null)"):
+            function()
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="file is not a folder"):
@@ -324,14 +358,16 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
 # ---------------------------------------------------------------------------- what is kept
 
 
-def test_a_loop_that_begins_anew_among_later_checkpoints_is_refused(tmp_path):
-    """What it saved would be removed at once as older than those that are there."""
+def test_a_loop_that_begins_anew_among_checkpoints_is_refused(tmp_path):
+    """What it saved would be removed at once as older, or would replace the one of its step."""
     first = Loop().train(1)
     first.manager(tmp_path).save(300)
     other = Loop(seed=1).train(1).manager(tmp_path)
-    with pytest.raises(BadInput, match=r"step 300.*restore\(\) goes on from it"):
-        other.save(50)
+    for step in (50, 300):
+        with pytest.raises(BadInput, match=r"step 300.*restore\(\) goes on from it"):
+            other.save(step)
     assert other.restore() == 300
+    assert other.save(300).exists()
     assert other.save(350).exists()
 
 
@@ -728,6 +764,20 @@ def test_one_checkpoint_is_the_newest(tmp_path):
     assert (manager.latest().name, manager.best().name) == ("step-00000002",) * 2
     assert not (tmp_path / "best").exists()
     assert (tmp_path / "weights-00000001").exists()
+
+
+def test_weights_alone_are_named_as_such(tmp_path):
+    """No loop goes on from them, and the best one is one to go on from."""
+    loop = Loop(None).train(1)
+    manager = loop.manager(tmp_path, max_checkpoints=1)
+    for step in (1, 2):
+        manager.save(step, value=float(step))
+    assert manager.best().name == "step-00000002"
+    file = tmp_path / "weights-00000001/weights.pt"
+    with pytest.raises(BadInput, match=r"weights-00000001 holds the weights alone") as refused:
+        altcore.load_checkpoint(file.parent, loop.model, loop.optimizer, None)
+    assert f"torch.load({str(file)!r})['model']" in str(refused.value)
+    assert torch.load(file)["model"].keys() == loop.weights().keys()
 
 
 def test_a_folder_stays_the_same_one(tmp_path, monkeypatch):

@@ -83,7 +83,8 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
 def verify(run: str, runs_dir: str, as_json: bool) -> None:
     """Read every checkpoint of a run and compare its digests. Exit code 1 if one is damaged.
 
-    A file of the run's record that is not as the run left it is named, too.
+    So is the exit code if the best or the latest one of a run that ended is gone, or a file of the
+    run's record is not as the run left it.
     """
     from altcore.loading import directory_of
     from altcore.runs import (
@@ -92,6 +93,7 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
         check_run_id,
         is_checkpoint,
         load_checkpoint,
+        missing_checkpoints,
         run_id_of,
     )
 
@@ -108,8 +110,8 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
         except AltcoreError as error:
             problem = str(error)
         rows.append({"name": found.name, "valid": problem is None, "problem": problem})
-    wrong = altered(path).items()
-    rows += [{"name": file, "valid": False, "problem": problem} for file, problem in wrong]
+    wrong = {**missing_checkpoints(path), **altered(path)}
+    rows += [{"name": n, "valid": False, "problem": problem} for n, problem in wrong.items()]
     if as_json:
         print_json(rows)
     else:

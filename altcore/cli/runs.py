@@ -79,11 +79,18 @@ def rows_of(summaries: Sequence[Mapping[str, Any]], now: float) -> list[list[str
 def show(name: str, runs_dir: str, as_json: bool) -> None:
     """Show the summary of a run."""
     from altcore.cli.summary import print_summary
-    from altcore.runs import find_run, read_environment, summary_of, warn_of_altered
+    from altcore.runs import (
+        find_run,
+        read_environment,
+        summary_of,
+        warn_of_altered,
+        warn_of_missing,
+    )
 
     path = find_run(name, runs_dir)
     summary = summary_of(path)
     warn_of_altered(path)
+    warn_of_missing(path)
     try:
         read_environment(path)
     except BadInput as error:

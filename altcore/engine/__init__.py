@@ -36,7 +36,7 @@ from altcore.engine.measuring import (
 from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.module_kinds import kinds_of
 from altcore.engine.own_loop import OwnLoop
-from altcore.engine.own_steps import StepWatch, unkept_optimizers
+from altcore.engine.own_steps import StepWatch, unkept
 from altcore.engine.process_possessions import process_kept
 from altcore.engine.randomness import random_state, seeded, set_random_state
 from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
@@ -95,7 +95,7 @@ __all__ = [
     "resumed_with_sources",
     "seeded",
     "set_random_state",
-    "unkept_optimizers",
+    "unkept",
     "warn_of_hidden",
     "world_size",
 ]

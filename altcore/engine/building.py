@@ -246,7 +246,7 @@ def _workload(
     with naming(source.who, "build"):
         built = source.settings.build(config.seed, device)
     made = check_workload(built, source.who)
-    _check_model(made.model if model is None else model, None if model else source.who)
+    _check_model(made.model if model is None else model, source.who if model is None else None)
     if model is None and batch is None and loss is None:
         return made
     return CustomWorkload(made, made.model if model is None else model.to(device), batch, loss)

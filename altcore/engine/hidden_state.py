@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch.optim import Optimizer
 from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, is_looked_up, memory
 from altcore.log import log
 
+MANY = 1000
+"""How many objects are looked at within what a loop keeps."""
 HOOKS = "hooks"
 """What hooks are called as part of an owner; they are no attribute."""
 
@@ -85,7 +88,7 @@ def attributes_of_others(owners: Mapping[str, Any], own: Set[int]) -> dict[str, 
         f"{key} of {place}": fingerprint(value, own)
         for place, owner in owners.items()
         if not hasattr(owner, "state_dict")
-        for key, value in _held_by(owner).items()
+        for key, value in held_by(owner).items()
         if not (_is_no_state(key, owner) or _is_generator(value))
     }
     return {label: known for label, known in found.items() if known}
@@ -186,7 +189,7 @@ def _is_generator(value: Any) -> bool:
     return isinstance(value, torch.Generator | random.Random) or is_numpys
 
 
-def _held_by(made: Any) -> dict[str, Any]:
+def held_by(made: Any) -> dict[str, Any]:
     """Return the attributes of an object, with those in the slots of an attrs class."""
     names = [f.name for f in fields(type(made))] if has(type(made)) else []
     own = {name: getattr(made, name) for name in names if hasattr(made, name)}
@@ -203,3 +206,27 @@ def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
         # Keys, too, as those of a weak mapping by parameter, are only names.
         for part in [*value.values()] if isinstance(value, Mapping) else [*value]:
             yield from tensors_in(part, depth - 1)
+
+
+def reached(parts: Iterable[Any]) -> dict[int, Any]:
+    """Return objects and what they hold, in attributes and containers, by id: the first `MANY`.
+
+    What optimizers, modules and tensors hold is left out.
+    """
+    found: dict[int, Any] = {}
+    left = deque(islice(parts, MANY))
+    while left and len(found) < MANY:
+        part = left.popleft()
+        if id(part) not in found:
+            found[id(part)] = part
+            left.extend(islice(_within(part), MANY))
+    return found
+
+
+def _within(part: Any) -> Iterable[Any]:
+    if isinstance(part, Mapping):
+        return part.values()
+    if isinstance(part, list | tuple | set | deque):
+        return part
+    is_leaf = isinstance(part, Optimizer | nn.Module | Tensor | type)
+    return () if is_leaf else held_by(part).values()

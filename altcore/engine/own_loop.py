@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -12,7 +11,6 @@ import torch
 from attrs import frozen
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.hidden_state import HOOKS, optimizer_parts
@@ -28,6 +26,7 @@ from altcore.engine.module_kinds import kinds_of, warn_of_other_kinds
 from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
 from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
 from altcore.engine.own_gradients import check_gradients, gradients_of, put_gradients
+from altcore.engine.own_recipe import asked_of, check_asked
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state_checks import (
     check_tensors,
@@ -49,11 +48,11 @@ from altcore.errors import BadInput, InvalidCheckpoint, shown
 from altcore.log import log
 from altcore.quantization import (
     Quantization,
+    bare_model,
     check_moments,
     check_quantization_state,
     is_quantized,
 )
-from altcore.recipes import resolved_to_plain
 from altcore.runs import REGULAR
 
 
@@ -79,8 +78,8 @@ class OwnLoop:
         scaler: torch.amp.GradScaler | None,
         also: Mapping[str, Stateful] | None,
     ) -> OwnLoop:
-        """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is not of it."""
-        own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        """Take the model out of its wrappers; `BadInput` if ``q`` is not of it."""
+        own = bare_model(model)
         if q is not None and own is not q.model:
             raise BadInput("it is not the model that was quantized", key="q")
         if q is None and is_quantized(own):
@@ -98,27 +97,10 @@ class OwnLoop:
         assert self.optimizer is not None  # only a loop that is restored has none
         return AsBuilt(self.model, self.optimizer)
 
-    def hidden(self, built: AsBuilt, *, is_first: bool = True) -> list[str]:
-        """Return where state is that no checkpoint has; the model was ``built`` so.
-
-        The first time more is looked for.
-        """
+    def hidden(self, built: AsBuilt) -> list[str]:
+        """Return where state is that no checkpoint has; the model was ``built`` so."""
         hooks = [f"{HOOKS} of {name}" for name in built.late_hooks(built.hooks)]
-        return [*built.hidden(), *hooks, *self._schedulers(is_first=is_first)]
-
-    def _schedulers(self, *, is_first: bool) -> list[str]:
-        """Return the learning-rate schedulers of the optimizer that are not kept."""
-        for name, part in self.also.items():
-            if "sched" in name.lower() or getattr(part, "optimizer", None) is self.optimizer:
-                return []
-        assert self.optimizer is not None  # only a loop that is restored has none
-        if any("initial_lr" in group for group in self.optimizer.param_groups):
-            return ["a learning-rate scheduler (initial_lr)"]
-        if not is_first:
-            return []
-        # This one leaves no trace in the optimizer: to look for it takes a tenth of a second.
-        is_there = any(isinstance(x, ReduceLROnPlateau) for x in gc.get_referrers(self.optimizer))
-        return ["a learning-rate scheduler (ReduceLROnPlateau)"] if is_there else []
+        return [*built.hidden(), *hooks]
 
     def unwatched(self) -> frozenset[str]:
         """Return the names of what is not finite now, before training: it may stay so."""
@@ -146,9 +128,35 @@ class OwnLoop:
         if type(step) is not int or step < 0:
             problem = f"a whole number of at least 0 is needed, not {shown(step)}"
             raise BadInput(problem, key="step")
-        assert self.optimizer is not None  # only a loop that is restored has none
         self._check_quantization()
         self._check_numbers()
+        moments, layout = self._moments()
+        weights = self.model.state_dict()
+        if wrong := misstated(self.model, weights):
+            raise BadInput(wrong, key="model")
+        built = built or self.built()
+        return {
+            "step": step,
+            "model": weights,
+            "buffers": unsaved_buffers(self.model, weights),
+            "buffer_forms": built.forms(weights),
+            "requires_grad": flags_of(self.model),
+            "module_kinds": kinds_of(self.model),
+            "modes": {name: module.training for name, module in self.model.named_modules()},
+            "quantization": None if self.q is None else self.q.state_dict(),
+            "recipe": None if self.q is None else asked_of(self.q),
+            "optimizer": moments,
+            "optimizer_layout": layout,
+            "optimizer_class": type(self.optimizer).__name__,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "random": random_state(self.device),
+            "gradients": gradients_of(self.model),
+            "also": states_of(self.also),
+        }
+
+    def _moments(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the state of the optimizer and its layout; `BadInput` if it cannot be kept."""
+        assert self.optimizer is not None  # only a loop that is restored has none
         if hidden := optimizer_parts(self.optimizer):
             problem = f"it keeps state in {', '.join(hidden)}, which its state_dict leaves out"
             hint = "give it a state_dict and a load_state_dict that have all of it"
@@ -167,28 +175,7 @@ class OwnLoop:
             )
             hint = "give the model that has all that the optimizer moves"
             raise BadInput(problem, key="optimizer", hint=hint)
-        weights = self.model.state_dict()
-        if wrong := misstated(self.model, weights):
-            raise BadInput(wrong, key="model")
-        built = built or self.built()
-        return {
-            "step": step,
-            "model": weights,
-            "buffers": unsaved_buffers(self.model, weights),
-            "buffer_forms": built.forms(weights),
-            "requires_grad": flags_of(self.model),
-            "module_kinds": kinds_of(self.model),
-            "modes": {name: module.training for name, module in self.model.named_modules()},
-            "quantization": None if self.q is None else self.q.state_dict(),
-            "recipe": None if self.q is None else _asked_of(self.q),
-            "optimizer": moments,
-            "optimizer_layout": layout,
-            "optimizer_class": type(self.optimizer).__name__,
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "random": random_state(self.device),
-            "gradients": gradients_of(self.model),
-            "also": states_of(self.also),
-        }
+        return moments, layout
 
     def _check_quantization(self) -> None:
         """Raise `BadInput` if the quantization is one no more."""
@@ -272,7 +259,7 @@ class OwnLoop:
         if self.optimizer is not None:
             _check_flags(state["requires_grad"], flags_of(self.model))
         if self.q is not None:
-            _check_asked(state["recipe"], _asked_of(self.q), is_trained=self.optimizer is not None)
+            check_asked(state["recipe"], asked_of(self.q), is_trained=self.optimizer is not None)
         was, is_now = state["optimizer_class"], type(self.optimizer).__name__
         if self.optimizer is not None and was != is_now:
             raise BadInput(f"the checkpoint is of {was}, and it is {is_now}", key="optimizer")
@@ -335,49 +322,3 @@ def _fitting(key: str) -> Iterator[None]:
     except InvalidCheckpoint as error:
         problem = f"the checkpoint does not fit the one that is given: {error}"
         raise BadInput(problem, key=key) from error
-
-
-def _asked_of(q: Quantization) -> dict[str, Any]:
-    """Return what a model was quantized with, whatever it was changed to since."""
-    resolved = q.recipe.resolve([*q.found.values()])
-    formats = sorted({c.format.name for casts in resolved.values() for c in casts.values() if c})
-    return {
-        "recipe": f"recipe {q.recipe.name} in {', '.join(formats) or 'no format'}",
-        "casts": resolved_to_plain(resolved),
-        "options": {"compute": q.asked_compute, "seed": q.seed},
-    }
-
-
-def _check_asked(was: Mapping[str, Any], now: Mapping[str, Any], *, is_trained: bool) -> None:
-    """Raise `BadInput` if a model was quantized with something else, by the first difference."""
-    hint = "quantize it as it was, or change it later"
-    if was["casts"] != now["casts"]:
-        told = _first_difference(was["casts"], now["casts"])
-        if was["recipe"] != now["recipe"]:
-            told = f"the checkpoint is of {was['recipe']}, and the model of {now['recipe']}: {told}"
-        raise BadInput(told, key="q", hint=hint)
-    for key, value in was["options"].items() if is_trained else ():
-        if now["options"][key] != value:
-            problem = f"{key} was {value}, and is {now['options'][key]}"
-            raise BadInput(problem, key="q", hint=f"quantize_model(..., {key}={value!r})")
-
-
-def _first_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what is another in the casts of two models, of one layer and operand."""
-    for layer in dict.fromkeys([*was, *now]):
-        before, after = was.get(layer, {}), now.get(layer, {})
-        for operand in dict.fromkeys([*before, *after]):
-            a, b = before.get(operand), after.get(operand)
-            if a != b:
-                one, other = _told_of_cast(a, b), _told_of_cast(b, a)
-                return f"{operand} of layer {layer or '(model)'} was {one}, and is {other}"
-    return "the layers are others"
-
-
-def _told_of_cast(cast: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
-    """Return what is another in a cast than in the other one, or its format."""
-    if cast is None:
-        return "not quantized"
-    if other is None or cast["format"] != other["format"]:
-        return f"{cast['format']!s:.60}"
-    return ", ".join(f"{key} {cast[key]}" for key in cast if cast[key] != other.get(key))

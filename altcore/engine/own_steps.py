@@ -1,24 +1,33 @@
-"""Whether what a loop saves is what it trains: its optimizers, and the weights that they move."""
+"""Whether what a loop saves is what it trains with: optimizers and schedulers, moved weights."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 from weakref import finalize, ref
 
 import torch
 from attrs import frozen
+from torch.amp import GradScaler
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from altcore.engine.fingerprints import Fingerprint, fingerprint, memory
-from altcore.engine.hidden_state import tensors_in
+from altcore.engine.hidden_state import reached, tensors_in
 from altcore.engine.own_loop import OwnLoop
+from altcore.engine.own_schedulers import SchedulerWatch
 from altcore.log import log
 from altcore.recipes import some
 
 UNKNOWN = "the optimizer that moves the weights: it is not the manager's"
+UNSCALED = "a GradScaler that steps the optimizer: pass it in as scaler"
+FRAMES = 12
+"""From a hook of an optimizer to its caller: wrappers of torch's and of schedulers are between."""
+KEEP = "name it in also"
+KEEP_OR_REMAKE = f"{KEEP}, or make a new manager if it took the place of the manager's"
 STALE = "neither the weights nor the gradients of the manager's model changed since the last save"
 
 
@@ -42,7 +51,7 @@ class StepWatch:
 
     def __init__(self, loop: OwnLoop) -> None:
         self._model, self._optimizer, self._steps = loop.model, loop.optimizer, _Steps()
-        self._steps.own = id(self._optimizer)
+        self._steps.own, self._schedulers = id(self._optimizer), SchedulerWatch()
         self._hook: finalize[..., Any] | None = None
         self.begin()
 
@@ -60,22 +69,29 @@ class StepWatch:
         return _Sight(self._steps.made, sum(p._version for p in weights), numbers)
 
     def hidden(self, loop: OwnLoop, state: Mapping[str, Any]) -> list[str]:
-        """Return the optimizers that moved the weights of a loop, and are not in its ``state``.
+        """Name what trains a loop and is not in its ``state``: optimizers, and their schedulers.
 
-        Warns, once, if nothing moved them since another step was saved.
+        Warns, once, if nothing moved the weights since another step was saved.
         """
         if self._hook is None:
             self.begin()
         step, before, now = self._step, self._before, self._now()
         self._step, self._before = state["step"], now
-        is_stale = step not in (None, self._step) and before == now and _is_trained(loop)
+        self._warn_if_stale(step, is_same=before == now and _is_trained(loop))
+        others = _not_kept(loop, state, self._steps.others(), KEEP_OR_REMAKE)
+        if not others and before.version != now.version and before.steps == now.steps:
+            others = [UNKNOWN]
+        scaler = self._steps.scaler()
+        if scaler is not None and id(scaler) not in reached([loop.scaler, *loop.also.values()]):
+            others.append(UNSCALED)
+        return [*others, *self._schedulers.unkept(loop)]
+
+    def _warn_if_stale(self, before: int | None, *, is_same: bool) -> None:
+        is_stale = is_same and before not in (None, self._step)
         if is_stale and not self._is_stale:
             hint = "if the code that makes the model ran again, make the manager again, too"
-            log.warning(STALE, steps=[step, self._step], hint=hint)
+            log.warning(STALE, steps=[before, self._step], hint=hint)
         self._is_stale = is_stale
-        others = _not_kept(loop, state, self._steps.others())
-        is_moved = before.version != now.version and before.steps == now.steps
-        return others or ([UNKNOWN] if is_moved else [])
 
     def close(self) -> None:
         """Remove the hook."""
@@ -90,12 +106,15 @@ class _Steps:
     def __init__(self) -> None:
         self.own, self.made = 0, 0
         self._seen: dict[int, ref[torch.optim.Optimizer]] = {}
+        self.scaler: Callable[[], GradScaler | None] = lambda: None
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Look at one after its step."""
         key = id(optimizer)
         if key == self.own:
             self.made += 1
+            if (scaler := _caller_of_step()) is not None:
+                self.scaler = ref(scaler)
         elif key not in self._seen or self._seen[key]() is not optimizer:
             self._seen[key] = ref(optimizer)
 
@@ -104,18 +123,32 @@ class _Steps:
         return [made for known in [*self._seen.values()] if (made := known()) is not None]
 
 
-def unkept_optimizers(loop: OwnLoop, state: Mapping[str, Any]) -> list[str]:
-    """Name the optimizers of this process that made steps on a loop's weights unsaved.
+def _caller_of_step() -> GradScaler | None:
+    """Return the scaler of gradients that makes the step after which this is called."""
+    frame: FrameType | None = sys._getframe()
+    for _ in range(FRAMES):
+        if frame is not None and frame.f_code is GradScaler.step.__code__:
+            scaler: GradScaler = frame.f_locals["self"]
+            return scaler if scaler.is_enabled() else None
+        frame = frame and frame.f_back
+    return None
 
-    To look for them takes a tenth of a second.
+
+def unkept(loop: OwnLoop, state: Mapping[str, Any]) -> list[str]:
+    """Name what trains a loop and is not in its ``state``: optimizers, and their schedulers.
+
+    To look through all objects of this process takes a tenth of a second.
     """
     kind = torch.optim.Optimizer  # an object's own idea of its class would be code of others
     made = [x for x in gc.get_objects() if issubclass(type(x), kind) and x.state]
-    return _not_kept(loop, state, made)
+    return [*_not_kept(loop, state, made), *SchedulerWatch().unkept(loop)]
 
 
 def _not_kept(
-    loop: OwnLoop, state: Mapping[str, Any], optimizers: Iterable[torch.optim.Optimizer]
+    loop: OwnLoop,
+    state: Mapping[str, Any],
+    optimizers: Iterable[torch.optim.Optimizer],
+    remedy: str = KEEP,
 ) -> list[str]:
     """Name those of the optimizers that have weights of the model, and are not in the state.
 
@@ -128,7 +161,7 @@ def _not_kept(
     for other in optimizers:
         moved = [names[id(p)] for g in other.param_groups for p in g["params"] if id(p) in names]
         if moved and id(other) not in kept:
-            found[f"the optimizer {type(other).__name__} of {some(moved)}: name it in also"] = other
+            found[f"the optimizer {type(other).__name__} of {some(moved)}: {remedy}"] = other
     if not found:
         return []
     stated = {memory(x) for x in tensors_in([state["optimizer"], state["also"]], depth=12)}

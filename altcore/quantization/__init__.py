@@ -10,7 +10,7 @@ from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
 from altcore.quantization.quantization import Quantization, is_quantized
 from altcore.quantization.quantizer import random_key
-from altcore.quantization.quantizing import quantize_model
+from altcore.quantization.quantizing import bare_model, quantize_model
 from altcore.quantization.shared_amax import amax_histories, share_amax
 from altcore.quantization.state_checks import check_moments, check_quantization_state
 from altcore.quantization.stored import MOVES
@@ -25,6 +25,7 @@ __all__ = [
     "Quantization",
     "WeightGrid",
     "amax_histories",
+    "bare_model",
     "check_moments",
     "check_quantization_state",
     "check_roundable",

@@ -42,10 +42,17 @@ def quantize_model(
             its cast.
     """
     seed = check_arguments(model, seed, head)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module  # whose names and head a recipe means
+    model = bare_model(model)  # whose names and head a recipe means
     followed = None if optimizer is None else unwrap(optimizer)
     q = Quantization(model, read_recipe(recipe, format), compute, seed, head)
     if followed is not None:
         q.follow(followed)
     return q
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Return the model within DistributedDataParallel and torch.compile."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return bare_model(model.module)
+    compiled = model._modules.get("_orig_mod")  # where torch.compile has it
+    return model if compiled is None else bare_model(compiled)

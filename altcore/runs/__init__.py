@@ -38,6 +38,7 @@ from altcore.runs.identity_changes import (
 )
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import AFTER_PLUGINS, damaged_lines, read_lines, read_new_lines
+from altcore.runs.kept import Kept, by_merit, list_checkpoints
 from altcore.runs.manifest import (
     ANOMALY,
     ENDED_PHASE,
@@ -49,6 +50,7 @@ from altcore.runs.manifest import (
     folder_of,
     is_checkpoint,
 )
+from altcore.runs.missing import BEST, LATEST, missing_checkpoints, warn_of_missing
 from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.own_checkpoint import has_record_of, restorable
 from altcore.runs.reading import (
@@ -89,9 +91,17 @@ if TYPE_CHECKING:
         tidy,
         update_manifest,
     )
-    from altcore.runs.loop_folder import OWN, check_loop_folder, lock_folder, saving_alone
+    from altcore.runs.loop_folder import (
+        OWN,
+        VALUE,
+        check_loop_folder,
+        folder_at,
+        lock_folder,
+        save_of_loop,
+        saving_alone,
+    )
     from altcore.runs.provenance import environment
-    from altcore.runs.retention import Kept, by_merit, list_checkpoints, retain
+    from altcore.runs.retention import retain
 
 _NEED_TORCH = {
     "WEIGHTS_FILE": "checkpoint",
@@ -106,13 +116,13 @@ _NEED_TORCH = {
     "tidy": "checkpoint",
     "update_manifest": "checkpoint",
     "OWN": "loop_folder",
+    "VALUE": "loop_folder",
     "check_loop_folder": "loop_folder",
+    "folder_at": "loop_folder",
     "lock_folder": "loop_folder",
+    "save_of_loop": "loop_folder",
     "saving_alone": "loop_folder",
     "environment": "provenance",
-    "Kept": "retention",
-    "by_merit": "retention",
-    "list_checkpoints": "retention",
     "retain": "retention",
 }
 """Names that need torch, and their modules."""
@@ -120,6 +130,7 @@ _NEED_TORCH = {
 __all__ = [
     "AFTER_PLUGINS",
     "ANOMALY",
+    "BEST",
     "CHECKPOINTS",
     "CONFIG",
     "ENDED",
@@ -128,6 +139,7 @@ __all__ = [
     "EVALUATED",
     "EVENTS",
     "KEPT",
+    "LATEST",
     "METRICS",
     "MODULES",
     "NAME",
@@ -142,6 +154,7 @@ __all__ = [
     "TRAINED",
     "TRAINING",
     "UNFINISHED",
+    "VALUE",
     "WEIGHTS",
     "WEIGHTS_FILE",
     "Change",
@@ -174,6 +187,7 @@ __all__ = [
     "find_end",
     "find_run",
     "finite",
+    "folder_at",
     "folder_of",
     "full_summary",
     "has_environment",
@@ -195,6 +209,7 @@ __all__ = [
     "load_newest",
     "lock_folder",
     "mean_of",
+    "missing_checkpoints",
     "no_space_named",
     "number",
     "read_configuration",
@@ -212,6 +227,7 @@ __all__ = [
     "run_id_of",
     "sample_losses",
     "save_checkpoint",
+    "save_of_loop",
     "save_snapshot",
     "saving_alone",
     "set_aside",
@@ -226,6 +242,7 @@ __all__ = [
     "update_manifest",
     "verdict_of",
     "warn_of_altered",
+    "warn_of_missing",
     "write_configuration",
 ]
 

@@ -5,19 +5,35 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from altcore import durable
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
+from altcore.runs.checkpoint import save_checkpoint
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
-from altcore.runs.manifest import check_no_linked
-from altcore.runs.retention import list_checkpoints
+from altcore.runs.kept import list_checkpoints
+from altcore.runs.manifest import TRAINING, check_no_linked
 from altcore.runs.run_id import run_id_of
 
 OWN = ""
 """The run id in a manifest of a loop, which is of no run."""
+VALUE = "value"
+"""The key of a manifest under which is what checkpoints of a loop are compared by."""
+
+
+def folder_at(path: str | Path) -> Path:
+    """Return an absolute path; raises `BadInput` for one that there cannot be."""
+    try:
+        folder = Path(path).absolute()
+        with suppress(FileNotFoundError):
+            folder.lstat()
+    except (OSError, TypeError, ValueError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"{shown(path)} is no folder: {problem}", key="folder") from error
+    return folder
 
 
 class _Turn:
@@ -100,6 +116,23 @@ def check_loop_folder(folder: Path) -> None:
             )
             problem = f"{folder} {where} the directory of a run, which keeps its own checkpoints"
             raise BadInput(problem, key="folder", hint=hint)
+
+
+def save_of_loop(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
+    """Write the checkpoint of a loop's state, and its value; returns its path."""
+    step = state["step"]
+    manifest = {
+        "kind": kind,
+        "step": step,
+        "phase": TRAINING,
+        "evaluation": None if value is None else {"step": step, VALUE: value},
+        "snapshots": [],
+        "logs": {},
+        "identity": {},
+        "environment": {},
+        "run_id": OWN,
+    }
+    return save_checkpoint(folder, state, manifest)
 
 
 def _begin_anew() -> None:

@@ -1,10 +1,15 @@
 """``altcore checkpoints``: list, verify, path, export."""
 
 import json
+import shutil
 
 import pytest
 from helpers import Starter, text_file
 from helpers_cli import call
+from structlog.testing import capture_logs
+
+import altcore
+from altcore.runs import missing_checkpoints
 
 
 @pytest.fixture
@@ -51,6 +56,56 @@ def test_a_checkpoint_that_is_a_link_is_named(runs, tmp_path, capsys):
         outcome = call(capsys, "checkpoints", command, "a", "--runs-dir", runs)
         assert outcome.code == 2
         assert f"{newest} is a symbolic link" in outcome.err
+
+
+def test_a_checkpoint_that_the_run_ended_with_is_missed(runs, tmp_path, capsys):
+    """By all that read it; the record has it as the best and the latest, or only the latest."""
+    where = ("a", "--runs-dir", runs)
+    run, file = runs / "a", tmp_path / "w.safetensors"
+    readers = {
+        "latest": [
+            ("checkpoints", "path", *where),
+            ("checkpoints", "export", "a", file, *where[1:]),
+        ],
+        "best": [("checkpoints", "path", *where, "--best")],
+        "best and latest": [("runs", "show", *where)],
+    }
+    commands = [x for several in readers.values() for x in several]
+    assert not any("is missing" in call(capsys, *command).err for command in commands)
+    file.unlink()
+    lost = run / "checkpoints/step-00000004"
+    shutil.rmtree(lost)
+    for which, several in readers.items():
+        told = f"{lost} is missing: the run ended with it as its {which} checkpoint"
+        assert all(told in call(capsys, *command).err for command in several)
+    outcome = call(capsys, "checkpoints", "verify", *where)
+    assert outcome.code == 1
+    assert f"{lost.name}  {lost} is missing" in outcome.out
+    with capture_logs() as logs:
+        assert altcore.load("a", runs_dir=runs).step == 2
+    assert [x["event"] for x in logs] == [f"{lost} is missing: {RAN_WITH} best checkpoint"]
+    shutil.rmtree(run / "checkpoints")  # as a copy that leaves them out
+    assert "is missing" not in call(capsys, "runs", "show", *where).err
+
+
+RAN_WITH = "the run ended with it as its"
+
+
+def test_checkpoints_that_were_pruned_are_not_missed(tmp_path):
+    """The best and the newest stay."""
+    start = Starter(tmp_path / "runs", text_file(tmp_path / "words.txt"))
+    every = {"checkpoint_interval": 1, "eval_interval": 1, "monitor_mode": "max"}
+    start(name="two", max_steps=4, max_checkpoints=2, format="none", **every)
+    two = tmp_path / "runs/two"
+    assert missing_checkpoints(two) == {}
+    best, last = ((two / "checkpoints" / x).read_text() for x in ("best", "last"))
+    assert best != last
+    shutil.rmtree(two / "checkpoints" / best)
+    (two / "summary.json").rename(tmp_path / "summary.json")
+    assert missing_checkpoints(two) == {}  # a run that goes on names it itself
+    (tmp_path / "summary.json").rename(two / "summary.json")
+    assert list(missing_checkpoints(two)) == [best]
+    assert missing_checkpoints(two, "latest") == {}
 
 
 def test_the_path_is_absolute_and_of_one_choice(runs, capsys):

@@ -84,6 +84,19 @@ def test_a_model_of_my_own_has_its_own_number_of_parameters(shelf, start):
     assert run.summary["workload_facts"] == {"parameters": 16 * 17, "kind": "linear"}
 
 
+class Unsized(nn.Linear):
+    """A model whose length is an error, as of a compiled one."""
+
+    def __len__(self):
+        raise TypeError
+
+
+def test_a_model_of_my_own_is_not_asked_for_its_length(shelf, start):
+    plant(shelf, "regression")
+    config = start.config(workload="regression")
+    assert altcore.train(config, model=Unsized(16, 16)).steps_completed
+
+
 @pytest.mark.parametrize(
     ("loss", "error", "says"),
     [

@@ -202,26 +202,76 @@ def test_numbers_that_an_optimizer_keeps_beside_its_state_are_told(tmp_path):
     assert told_of(logs) == []
 
 
-@pytest.mark.parametrize(
-    ("scheduler", "told"),
-    [
-        (lambda o: lr_scheduler.StepLR(o, 1), "a learning-rate scheduler (initial_lr)"),
-        (lr_scheduler.ReduceLROnPlateau, "a learning-rate scheduler (ReduceLROnPlateau)"),
-    ],
-)
-def test_a_scheduler_that_is_not_kept_is_told_once(scheduler, told, tmp_path):
+SCHEDULERS = {
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 1),
+    "ReduceLROnPlateau": lr_scheduler.ReduceLROnPlateau,
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o), lr_scheduler.ExponentialLR(o, 0.9)], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_that_is_not_kept_is_told_once(name, tmp_path):
+    """By its class, by a manager and without one; parts of one are not told beside it."""
     loop = Loop()
-    made = scheduler(loop.optimizer)
+    made = SCHEDULERS[name](loop.optimizer)
     manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
     with capture_logs() as logs:
         for step in (0, 1):
             manager.save(step)
-    assert told_of(logs) == [[told]]
+        altcore.save_checkpoint(tmp_path / "a", loop.model, loop.optimizer, None, 0)
+    assert told_of(logs) == [[f"a learning-rate scheduler ({name})"]] * 2
     manager.close()
     with capture_logs() as logs:
         also = {"plan": made}
         CheckpointManager(tmp_path / "b", loop.model, loop.optimizer, also=also).save(0)
     assert told_of(logs) == []
+
+
+class OwnPlan:
+    """A scheduler that is not torch's, and holds the groups alone."""
+
+    def __init__(self, optimizer):
+        self.groups = optimizer.param_groups
+        for group in self.groups:
+            group["initial_lr"] = group["lr"]
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_a_kept_scheduler_hides_no_other_one(tmp_path):
+    """Nor does a name; those of every optimizer that is kept are looked for, late ones, too."""
+    loop, other = Loop(), Loop()
+    loop.optimizer = torch.optim.SGD([loop.model.weight], lr=0.1)
+    head = torch.optim.SGD([loop.model.bias], lr=0.1)
+    lr_scheduler.StepLR(other.optimizer, 1)
+    warm, plan = lr_scheduler.LinearLR(loop.optimizer), lr_scheduler.CosineAnnealingLR(head, 9)
+    also = {"schedule": head, "sched": warm}
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer, also=also)
+    with capture_logs() as logs:
+        manager.save(0)
+        late = lr_scheduler.ReduceLROnPlateau(loop.optimizer)
+        manager.save(1)
+        manager.also = {**also, "cycle": Pair(plan, late)}
+        manager.save(2)
+    told = [f"a learning-rate scheduler ({n})" for n in ("CosineAnnealingLR", "ReduceLROnPlateau")]
+    assert told_of(logs) == [told[:1], told]
+
+
+def test_a_scheduler_of_somebody_else_is_known_by_its_traces(tmp_path):
+    """It is kept if what is kept holds the groups of the optimizer."""
+    loop = Loop()
+    plan = OwnPlan(loop.optimizer)
+    for also in ({}, {"plan": plan}):
+        with capture_logs() as logs:
+            given = (loop.model, loop.optimizer, None, 0)
+            altcore.save_checkpoint(tmp_path / str(len(also)), *given, also=also)
+        assert told_of(logs) == [["a learning-rate scheduler (initial_lr)"]] * (not also)
 
 
 def test_hooks_that_come_late_are_told(tmp_path):
@@ -254,7 +304,10 @@ def test_an_optimizer_that_was_replaced_is_told(tmp_path):
         manager.save(3)
     assert told_of(logs) == [
         ["the optimizer that moves the weights: it is not the manager's"],
-        ["the optimizer RMSprop of weight, bias: name it in also"],
+        [
+            "the optimizer RMSprop of weight, bias: name it in also, or make a new manager if it "
+            "took the place of the manager's"
+        ],
     ]
 
 
@@ -291,7 +344,9 @@ def test_a_second_optimizer_of_the_model_is_named_unless_it_is_kept(tmp_path):
                 manager.save(step)
         altcore.save_checkpoint(tmp_path / "d", *given, None, 1)
         altcore.save_checkpoint(tmp_path / "d", *given, None, 1, also=kept["c"])
-    assert told_of(logs) == [["the optimizer AdamW of bias: name it in also"]] * 2
+    keep = "the optimizer AdamW of bias: name it in also"
+    remake = ", or make a new manager if it took the place of the manager's"
+    assert told_of(logs) == [[keep + remake], [keep]]
 
 
 def test_a_manager_of_a_model_that_nobody_trains_says_so(tmp_path):
@@ -313,6 +368,27 @@ def test_a_manager_of_a_model_that_nobody_trains_says_so(tmp_path):
                 manager.restore()
                 manager.save(8)
         assert [x["steps"] for x in logs if x["event"].startswith(stale)] == told
+
+
+@pytest.mark.parametrize("when", ["never", "before", "after"])
+def test_a_compiled_model_is_the_one_within(when, tmp_path):
+    """Quantized before it is compiled, or afterwards: its checkpoint is one of the plain model."""
+    loop, again = Loop(), Loop()
+    whole, q, q_again = loop.model, None, None
+    if when == "before":
+        q = altcore.quantize_model(whole, "E4M3", head=None)
+    loop.model = torch.compile(whole, backend="eager")
+    if when == "after":
+        q = altcore.quantize_model(loop.model, "E4M3", head=None)
+    if when != "never":
+        q_again = altcore.quantize_model(again.model, "E4M3", head=None)
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer, q)
+    with capture_logs() as logs:
+        loop.train()
+        manager.save(1)
+    assert told_of(logs) == []
+    assert altcore.load_checkpoint(tmp_path, again.model, again.optimizer, q_again) == 1
+    assert torch.equal(again.train(), loop.train())
 
 
 def test_modules_of_another_kind_are_named_when_the_weights_fit(tmp_path):

@@ -1,0 +1,64 @@
+"""Checkpoints that a run ended with, and that are not there any more."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from altcore.builtin_types import to_json
+from altcore.config import TrainConfig
+from altcore.errors import BadInput
+from altcore.log import log
+from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS
+from altcore.runs.json_lines import read_lines
+from altcore.runs.kept import Kept, by_merit
+from altcore.runs.manifest import REGULAR, folder_of
+from altcore.runs.summary import ENDED, read_summary
+from altcore.yaml_files import read_mapping
+
+BEST, LATEST = "best", "latest"
+
+
+def missing_checkpoints(run: Path, *which: str) -> dict[str, str]:
+    """Return what is wrong with a run that ended and lacks its best or latest checkpoint, by name.
+
+    Nothing is with a run that is not over, or was copied without its checkpoints. The record says
+    which were written; these two of them always stay.
+
+    Args:
+        run: its directory.
+        which: `BEST` or `LATEST`; both if none is named.
+    """
+    lost: dict[Path, list[str]] = {}
+    with suppress(BadInput):  # whoever reads the file that is at fault says so
+        for role, path in _ended_with(run).items():
+            if not path.exists() and (role in which or not which):
+                lost.setdefault(path, []).append(role)
+    told = "is missing: the run ended with it as its"
+    return {p.name: f"{p} {told} {' and '.join(roles)} checkpoint" for p, roles in lost.items()}
+
+
+def warn_of_missing(run: Path, *which: str) -> None:
+    """Name the best or the latest checkpoint that a run ended with in a warning, if it is gone."""
+    for problem in missing_checkpoints(run, *which).values():
+        log.warning(problem)
+
+
+def _ended_with(run: Path) -> dict[str, Path]:
+    """Return the best and the latest checkpoint that a run kept when it ended."""
+    summary = read_summary(run) if (run / CHECKPOINTS).is_dir() else None
+    if summary is None or summary.status not in ENDED:
+        return {}
+    config = TrainConfig.from_plain(read_mapping(run / CONFIG, "run"))
+    lines = [x for x in (summary.first_evaluation, *read_lines(run / METRICS)) if "val_loss" in x]
+    evaluations = {line["step"]: to_json(line) for line in lines}
+    # Several events name a checkpoint that was written again, and its anomaly has another name.
+    names = {event.get("path"): event["step"] for event in read_lines(run / EVENTS)}
+    written = [
+        Kept(run / name, {"step": step, "evaluation": evaluations.get(step)})
+        for name, step in names.items()
+        if name == f"{CHECKPOINTS}/{folder_of(REGULAR, step)}"
+    ]
+    best = by_merit(written, config.monitor, config.direction)
+    found = {BEST: best[:1], LATEST: written[-1:]}
+    return {role: kept.path for role, one in found.items() for kept in one}
