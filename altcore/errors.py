@@ -18,7 +18,7 @@ LONGEST = 4000
 EXIT_CODES = {
     0: "finished; or collapsed, or stopped by an action (a collapse is a result)",
     1: "failure: a plugin that can change numbers broke, or altcore itself did",
-    2: "bad input: nothing was run and nothing was written",
+    2: "bad input, or a file that cannot be read: nothing was run and nothing was written",
     3: "no space left, for the run or for standard output: the last good checkpoint is kept",
     129: "its terminal is gone (SIGHUP), after a checkpoint",
     130: "interrupted (SIGINT), after a checkpoint; at once the second time",
@@ -138,6 +138,10 @@ class BadInput(AltcoreError, ValueError):
         meant = f" (did you mean {self.meant}?)" if self.meant else ""
         hint = f": {self.hint}" if self.hint else ""
         return f"{head}{self.problem}{meant}{hint}{given}"
+
+
+class UnreadableFile(BadInput):
+    """A file that the system does not give out, as for want of a permission: it may be whole."""
 
 
 class PluginError(AltcoreError):
