@@ -156,6 +156,10 @@ class InvalidCheckpoint(AltcoreError):
     """A checkpoint that is torn, altered, or no state of the run; the one before may serve."""
 
 
+class UnfitState(InvalidCheckpoint):
+    """A state whose files are whole, and that does not fit what was built."""
+
+
 class NoSpace(AltcoreError):
     """The disk is full; files written before are intact."""
 

@@ -18,7 +18,7 @@ from typing import Any
 from attrs import frozen
 
 from altcore import durable
-from altcore.errors import BadInput, InvalidCheckpoint, UnreadableFile
+from altcore.errors import BadInput, InvalidCheckpoint, UnfitState, UnreadableFile
 from altcore.log import log
 from altcore.runs.manifest import (
     ANOMALY,
@@ -264,12 +264,21 @@ class NoCheckpoint(BadInput):
 def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None) -> Checkpoint:
     """Return the newest valid regular checkpoint, and warn of each invalid one.
 
-    ``accept`` may look closer: if it raises `InvalidCheckpoint`, the one before is tried. Raises
+    ``accept`` may look closer: if it raises `InvalidCheckpoint`, the one before is tried. That a
+    state is an `UnfitState` is told only if an earlier one fits: it may be what was built that is
+    wrong. Raises
     `NoCheckpoint` if there is none, and `UnreadableFile` if the system does not give one out.
     """
+    unfit: list[tuple[Path, UnfitState]] = []
     for path in _newest_first(folder):
-        checkpoint = load_if_valid(path, accept)
+        try:
+            checkpoint = load_if_valid(path, accept)
+        except UnfitState as error:
+            unfit.append((path, error))
+            continue
         if checkpoint is not None:
+            for other, why in unfit:
+                _warn_of_invalid(other, why)
             return checkpoint
     raise NoCheckpoint(f"there is no valid checkpoint in {folder}")
 
@@ -323,7 +332,8 @@ def load_if_valid(
 ) -> Checkpoint | None:
     """Return a checkpoint, or warn that it is not valid; ``accept`` as in `load_newest`.
 
-    Without a warning if its writer removed or replaced it meanwhile.
+    Without a warning if its writer removed or replaced it meanwhile. Raises `UnfitState` if
+    ``accept`` does.
     """
     which = _which(path)
     try:
@@ -333,9 +343,13 @@ def load_if_valid(
     except (InvalidCheckpoint, UnreadableFile) as error:
         if which is None or _which(path) != which:
             return None
-        if isinstance(error, UnreadableFile):
+        if isinstance(error, UnreadableFile | UnfitState):
             raise
-        told = {"checkpoint": path.name, "error": str(error)}
-        log.warning("a checkpoint is not valid; going back to the one before", **told)
+        _warn_of_invalid(path, error)
         return None
     return checkpoint
+
+
+def _warn_of_invalid(path: Path, error: InvalidCheckpoint) -> None:
+    told = {"checkpoint": path.name, "error": str(error)}
+    log.warning("a checkpoint is not valid; going back to the one before", **told)

@@ -244,15 +244,15 @@ class RunDirectory:
         """Return length and hash of the files that stay as they are while a run trains."""
         return {file: held.recorded for file, held in self._held.items()}
 
-    def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Cut the .jsonl files to what `sync_logs` returned: what follows is done again.
+    def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]], step: int) -> list[str]:
+        """Cut the .jsonl files to what `sync_logs` returned after a step: the rest is done again.
 
         Returns those of which lines were changed or lost.
         """
         altered = []
         for file in LOGS:
             if file in recorded:
-                altered += [] if self._log(file).cut(recorded[file]) else [file]
+                altered += [] if self._log(file).cut(recorded[file], step) else [file]
             elif (self.path / file).exists():
                 durable.remove(self.path / file)
         return altered
