@@ -44,6 +44,8 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
     for which in ("best", "latest"):
         try:
             marks.setdefault(find_checkpoint(path, which).name, []).append(which)
+        except UnreadableFile as error:
+            say(f"which is the {which} one nobody knows: {error}")
         except BadInput:  # there is none yet
             continue
     rows = []

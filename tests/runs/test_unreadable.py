@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_checkpoints import save
+from structlog.testing import capture_logs
 from torch import nn
 
 from altcore import CheckpointManager, durable
 from altcore.cli import main
 from altcore.errors import InvalidCheckpoint, UnreadableFile
-from altcore.runs import RunDirectory, checkpoint, run_id
+from altcore.runs import RunDirectory, checkpoint, list_runs, run_id
 from altcore.runs.own_checkpoint import begins_as
 from altcore.runs.retention import list_checkpoints, retain
 
@@ -156,6 +157,28 @@ def test_verify_says_that_it_cannot_read(tmp_path, monkeypatch, capsys):
     assert left.value.code == 2
     assert "step-00000003  unreadable: " in out
     assert "state.pt cannot be read: no (EIO)" in out
+
+
+def test_a_run_that_nobody_may_look_into_hides_no_other_one(tmp_path, monkeypatch, capsys):
+    """It is named: by itself with exit code 2, and among others in a warning."""
+    for name in ("mine", "private"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").write_text("a: 1\n")
+    stat = os.stat
+
+    def refuse(path, *args, **keys):
+        if "private/" in os.fspath(path):
+            raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+        return stat(path, *args, **keys)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with capture_logs() as logs:
+        assert [path.name for path in list_runs(str(tmp_path / "runs"))] == ["mine"]
+    assert "private/config.yaml cannot be read: Permission denied (EACCES)" in logs[0]["event"]
+    with pytest.raises(SystemExit) as left:
+        main(["runs", "show", "private", "--runs-dir", str(tmp_path / "runs")])
+    assert left.value.code == 2
+    assert "private/config.yaml cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("denied", [".", ".lock", "checkpoints", "metrics.jsonl"])
