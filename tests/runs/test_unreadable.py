@@ -14,7 +14,7 @@ from torch import nn
 from altcore import CheckpointManager, durable
 from altcore.cli import main
 from altcore.errors import InvalidCheckpoint, UnreadableFile
-from altcore.runs import RunDirectory, checkpoint, list_runs, run_id
+from altcore.runs import RunDirectory, checkpoint, contents, list_runs, run_id
 from altcore.runs.own_checkpoint import begins_as
 from altcore.runs.retention import list_checkpoints, retain
 
@@ -179,6 +179,22 @@ def test_a_run_that_nobody_may_look_into_hides_no_other_one(tmp_path, monkeypatc
         main(["runs", "show", "private", "--runs-dir", str(tmp_path / "runs")])
     assert left.value.code == 2
     assert "private/config.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_a_folder_of_data_has_no_digest_without_all_of_it(tmp_path, monkeypatch):
+    """One that cannot be listed would be left out, and the data be called others."""
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "x").write_text("1")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("part"):
+            raise PermissionError(errno.EACCES, "no", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        contents(tmp_path)
 
 
 @pytest.mark.parametrize("denied", [".", ".lock", "checkpoints", "metrics.jsonl"])
