@@ -32,6 +32,7 @@ from altcore.runs import (
     WEIGHTS_FILE,
     DirectoryLock,
     Kept,
+    NoCheckpoint,
     by_merit,
     check_loop_folder,
     check_no_linked,
@@ -277,10 +278,9 @@ class CheckpointManager:
     @_as_usual()
     def latest(self) -> Path | None:
         """Return the newest checkpoint whose files are whole; None if there is none."""
-        try:
+        with suppress(NoCheckpoint):
             return load_newest(self.folder).path
-        except BadInput:
-            return None
+        return None
 
     @_as_usual()
     def best(self) -> Path | None:

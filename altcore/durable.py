@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -22,7 +23,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from altcore.environment import CRASH_AT
-from altcore.errors import AltcoreError, BadInput, FailedDisk, NoSpace
+from altcore.errors import AltcoreError, BadInput, FailedDisk, NoSpace, UnreadableFile
 from altcore.log import log
 
 HALF_WRITTEN = ".tmp"
@@ -44,6 +45,12 @@ _NO_SPACE = {
     errno.EFBIG: "no space left within the limit on a file's size (ulimit -f)",
     errno.EROFS: "a read-only file system",
 }
+_NO_FILE = {
+    *(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENAMETOOLONG),
+    *(errno.EINVAL, errno.EFBIG),
+}
+"""With which the system, or `read_file`, says that there is no such file, or none to be read."""
+TRY_AGAIN = "it stays as it is: give the permission, or try again"
 _FAILED = {errno.EIO, errno.EREMOTEIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT}
 
 
@@ -248,25 +255,52 @@ def open_to_read(path: str | Path, flags: int = 0) -> BufferedReader:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
     except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        problem = f"too many open files to read {path} (ulimit -n)"
-        raise AltcoreError(problem) from error
+        _check_open_files(path, error)
+        raise
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
+def _check_open_files(path: str | Path, error: OSError) -> None:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        problem = f"too many open files to read {path} (ulimit -n)"
+        raise AltcoreError(problem) from error
+
+
 def read_file(path: Path, most: float = math.inf) -> bytes:
     """Return what a file holds, which is ``most`` so many bytes.
 
-    Raises what `open_to_read` does, and `OSError` for a symbolic link and a file that is larger.
+    Raises:
+        OSError: if there is none, for a symbolic link, a pipe or a device, and if it is larger.
+        UnreadableFile: if the system does not give it out.
+        AltcoreError: if the process has too many open files, which is not the file's fault.
     """
-    with open_to_read(path, os.O_NOFOLLOW) as file:
+    with unreadable_named(path), open_to_read(path, os.O_NOFOLLOW) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
         return file.read()
+
+
+@contextmanager
+def unreadable_named(path: Path) -> Iterator[None]:
+    """Turn an error of reading ``path`` that says nothing of what is there into `UnreadableFile`.
+
+    That a file is missing, or is no file, is an `OSError` as before.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise
+        _check_open_files(path, error)
+        code = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        problem = f"{error.filename or path} cannot be read: {error.strerror or error} ({code})"
+        raise UnreadableFile(problem, hint=TRY_AGAIN) from error
+    except MemoryError as error:
+        problem = f"{path} cannot be read: no memory is left (MemoryError)"
+        raise UnreadableFile(problem, hint=TRY_AGAIN) from error
 
 
 def check_no_links(paths: Iterable[Path]) -> None:
@@ -284,6 +318,35 @@ def check_kinds(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -
     for name in folders:
         if (folder / name).exists() and not (folder / name).is_dir():
             raise BadInput(f"{folder / name} is not a folder")
+
+
+def check_permissions(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
+    """Raise `UnreadableFile` if this user may not read and write a folder and what lies in it.
+
+    On a read-only file system whoever writes is told.
+    """
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return
+    needed = [(folder, _FOLDER), *((folder / name, _FOLDER) for name in folders)]
+    for path, rights in (*needed, *((folder / name, _FILE) for name in files)):
+        denied = [word for word, right in rights.items() if not os.access(path, right)]
+        if denied and os.path.lexists(path):
+            status = path.stat()
+            user, mode = _user(status.st_uid), status.st_mode & 0o777
+            problem = f"{path} may not be {' or '.join(denied)} by this user (EACCES)"
+            hint = f"it is of {user}, with the mode {mode:o}: ask for the permission"
+            raise UnreadableFile(problem, hint=hint)
+
+
+_FILE = {"read": os.R_OK, "written": os.W_OK}
+_FOLDER = {**_FILE, "entered": os.X_OK}
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def replace_text(path: Path, text: str) -> Path:

@@ -18,7 +18,7 @@ LONGEST = 4000
 EXIT_CODES = {
     0: "finished; or collapsed, or stopped by an action (a collapse is a result)",
     1: "failure: a plugin that can change numbers broke, or altcore itself did",
-    2: "bad input: nothing was run and nothing was written",
+    2: "bad input, or a file that cannot be read: nothing was run and nothing was written",
     3: "no space left, for the run or for standard output: the last good checkpoint is kept",
     129: "its terminal is gone (SIGHUP), after a checkpoint",
     130: "interrupted (SIGINT), after a checkpoint; at once the second time",
@@ -140,6 +140,10 @@ class BadInput(AltcoreError, ValueError):
         return f"{head}{self.problem}{meant}{hint}{given}"
 
 
+class UnreadableFile(BadInput):
+    """A file that the system does not give out, as for want of a permission: it may be whole."""
+
+
 class PluginError(AltcoreError):
     """A plugin broke; the message names it, its distribution and version, and the error."""
 
@@ -150,6 +154,10 @@ class ConflictingActions(AltcoreError):
 
 class InvalidCheckpoint(AltcoreError):
     """A checkpoint that is torn, altered, or no state of the run; the one before may serve."""
+
+
+class UnfitState(InvalidCheckpoint):
+    """A state whose files are whole, and that does not fit what was built."""
 
 
 class NoSpace(AltcoreError):

@@ -10,7 +10,7 @@ import click
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option
 from altcore.cli.status import Status, followed
 from altcore.cli.terminal import echo, say
-from altcore.errors import AltcoreError, BadInput
+from altcore.errors import AltcoreError, BadInput, UnreadableFile
 
 KINDS = ("values", "masters", "codes")
 FOREIGN = "foreign"
@@ -44,6 +44,8 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
     for which in ("best", "latest"):
         try:
             marks.setdefault(find_checkpoint(path, which).name, []).append(which)
+        except UnreadableFile as error:
+            say(f"which is the {which} one nobody knows: {error}")
         except BadInput:  # there is none yet
             continue
     rows = []
@@ -84,14 +86,15 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
     """Read every checkpoint of a run and compare its digests. Exit code 1 if one is damaged.
 
     So is the exit code if the best or the latest one of a run that ended is gone, or a file of the
-    run's record is not as the run left it.
+    run's record is not as the run left it. Of one that the system does not give out nobody knows:
+    it is unreadable, and the exit code is 2 if nothing else is wrong.
     """
     from altcore.loading import directory_of
     from altcore.runs import (
         altered,
         check_no_linked,
         check_run_id,
-        is_checkpoint,
+        checkpoints_in,
         load_checkpoint,
         missing_checkpoints,
         run_id_of,
@@ -101,15 +104,18 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     folder = path / "checkpoints"
     check_no_linked(folder)
-    there = sorted(filter(is_checkpoint, folder.iterdir())) if folder.is_dir() else []
+    there = sorted(checkpoints_in(folder))
     for found in followed(there, "verifying", lambda checkpoint: checkpoint.name):
+        valid: bool | None = False
         try:
             loaded = load_checkpoint(found)
             check_run_id(found, loaded.manifest, run_id_of(path))
-            problem = None
+            valid, problem = True, None
+        except UnreadableFile as error:
+            valid, problem = None, f"unreadable: {error}"
         except AltcoreError as error:
             problem = str(error)
-        rows.append({"name": found.name, "valid": problem is None, "problem": problem})
+        rows.append({"name": found.name, "valid": valid, "problem": problem})
     wrong = {**missing_checkpoints(path), **altered(path)}
     rows += [{"name": n, "valid": False, "problem": problem} for n, problem in wrong.items()]
     if as_json:
@@ -119,8 +125,10 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
             echo(f"{row['name']}  {'valid' if row['valid'] else row['problem']}")
         if not rows:
             echo(f"run {path.name} has no checkpoint")
-    if not all(row["valid"] for row in rows):
+    if any(row["valid"] is False for row in rows):
         raise click.exceptions.Exit(1)
+    if any(row["valid"] is None for row in rows):
+        raise click.exceptions.Exit(2)
 
 
 def _which(command: Any) -> Any:

@@ -18,7 +18,8 @@ from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.plugin_states import RefusedState, check_plugin_states
 from altcore.engine.plugins import Plugin
 from altcore.engine.state_checks import check_state, check_tensors, check_weights_and_moments
-from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.errors import BadInput, InvalidCheckpoint, UnfitState
+from altcore.log import log
 from altcore.runs import (
     ANOMALY,
     ENDED_PHASE,
@@ -161,7 +162,7 @@ def go_on(
             causes = [str(c) for c in changes if c.is_decisive or c.what in CODE]
             if not causes:
                 unfit.append(error)
-                raise
+                raise UnfitState(str(error)) from error
             # An earlier checkpoint would fit no better, until all that was trained is lost.
             problem = f"what changed does not fit the state of {found.path.name}: {error}"
             hint = "; ".join(causes)
@@ -197,7 +198,11 @@ def _end_of(directory: RunDirectory, built: Built, check: Check) -> Checkpoint |
     path = find_end(directory.checkpoints, directory.run_id, built.config.max_steps)
     if path is None:
         return None
-    return load_if_valid(path, lambda found: check(found, built.plugins))
+    try:
+        return load_if_valid(path, lambda found: check(found, built.plugins))
+    except UnfitState as error:
+        log.warning("the end of the run is left out", checkpoint=path.name, error=str(error))
+        return None
 
 
 def _newest(
@@ -214,7 +219,7 @@ def _newest(
         def check_all(found: Checkpoint) -> None:
             if found.state is None and unfit:
                 problem = "it has no state, and the run is not to lose what it has made"
-                raise InvalidCheckpoint(problem)
+                raise UnfitState(problem)
             check(found, plugins)
 
         unfit.clear()

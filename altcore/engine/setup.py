@@ -204,7 +204,7 @@ def _restore(engine: Engine, going_on: GoingOn) -> None:
         if bring_back_environment(directory, going_on.checkpoint.manifest):
             log.warning(f"{ENVIRONMENT} was missing, damaged or changed: it is put back")
         set_aside(directory.checkpoints, going_on.step, directory.run_id)
-    altered = directory.cut_logs(going_on.checkpoint.manifest["logs"])
+    altered = directory.cut_logs(going_on.checkpoint.manifest["logs"], going_on.step)
     lost = f"lines were changed or lost before the run went on from step {going_on.step}"
     engine.remarks = [*engine.remarks, *(f"{file}: {lost}" for file in altered)]
     going_on.load_into(engine)

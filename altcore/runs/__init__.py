@@ -47,6 +47,7 @@ from altcore.runs.manifest import (
     TRAINING,
     WEIGHTS,
     check_no_linked,
+    checkpoints_in,
     folder_of,
     is_checkpoint,
 )
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from altcore.runs.checkpoint import (
         WEIGHTS_FILE,
         Checkpoint,
+        NoCheckpoint,
         find_end,
         load_checkpoint,
         load_if_valid,
@@ -106,6 +108,7 @@ if TYPE_CHECKING:
 _NEED_TORCH = {
     "WEIGHTS_FILE": "checkpoint",
     "Checkpoint": "checkpoint",
+    "NoCheckpoint": "checkpoint",
     "find_end": "checkpoint",
     "load_checkpoint": "checkpoint",
     "load_if_valid": "checkpoint",
@@ -162,6 +165,7 @@ __all__ = [
     "DirectoryLock",
     "DirectoryRecord",
     "Kept",
+    "NoCheckpoint",
     "OtherWriter",
     "RunDirectory",
     "RunRecord",
@@ -178,6 +182,7 @@ __all__ = [
     "check_loop_folder",
     "check_no_linked",
     "check_run_id",
+    "checkpoints_in",
     "compare",
     "contents",
     "damaged_lines",

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from altcore.errors import BadInput
+from altcore.durable import unreadable_named
+from altcore.errors import BadInput, UnreadableFile
 from altcore.log import log
 from altcore.runs.json_lines import read_lines
 from altcore.runs.own_checkpoint import begins_as, newest_manifest
@@ -20,18 +21,19 @@ from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import changed_summary, records_in
 
 
-def altered(run: Path, *files: str, by_size: bool = False) -> dict[str, str]:
+def altered(run: Path, *files: str, by_size: bool = False, strict: bool = False) -> dict[str, str]:
     """Return what is wrong with each file of a run that is not as the run left it, by name.
 
     Args:
         run: its directory.
         files: which to read; summary.json and all whose digests are recorded if none is named.
         by_size: whether sizes alone are compared, and nothing is read but what recorded them.
+        strict: whether a file that the system does not give out is an `UnreadableFile`.
     """
     recorded, source = _recorded(run)
     wanted = [file for file in recorded if not files or file in files]
     problems = {
-        file: _problem(run / Path(file).name, recorded[file], source, by_size=by_size)
+        file: _problem(run / Path(file).name, recorded[file], source, by_size, strict)
         for file in wanted
     }
     found = {file: problem for file, problem in problems.items() if problem}
@@ -63,13 +65,29 @@ def _recorded(run: Path) -> tuple[Mapping[str, Mapping[str, Any]], str]:
     with suppress(BadInput):
         if records := records_in(run):
             return records, SUMMARY
-    checkpoint, manifest = newest_manifest(run)
+    try:
+        checkpoint, manifest = newest_manifest(run)
+    except UnreadableFile as error:
+        _warn_of(f"nobody knows whether the record is as the run left it: {error}")
+        return {}, ""
     return manifest.get("logs", {}), checkpoint.name if checkpoint else ""
 
 
-def _problem(file: Path, recorded: Mapping[str, Any], source: str, *, by_size: bool) -> str | None:
+def _problem(
+    file: Path, recorded: Mapping[str, Any], source: str, by_size: bool, strict: bool
+) -> str | None:
     try:
-        status = file.stat()
+        return _difference(file, recorded, source, by_size)
+    except UnreadableFile as error:
+        if strict:
+            raise
+        return str(error)
+
+
+def _difference(file: Path, recorded: Mapping[str, Any], source: str, by_size: bool) -> str | None:
+    try:
+        with unreadable_named(file):
+            status = file.stat()
     except OSError as error:
         return f"{file} cannot be read: {error.strerror}"
     size, expected = status.st_size, recorded["bytes"]

@@ -18,16 +18,16 @@ from typing import Any
 from attrs import frozen
 
 from altcore import durable
-from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.errors import BadInput, InvalidCheckpoint, UnfitState, UnreadableFile
 from altcore.log import log
 from altcore.runs.manifest import (
     ANOMALY,
     MANIFEST,
     REGULAR,
     TRAINING,
+    checkpoints_in,
     encode_manifest,
     folder_of,
-    is_checkpoint,
     read_manifest,
 )
 from altcore.runs.run_id import RUN_ID
@@ -183,7 +183,7 @@ def set_aside(folder: Path, step: int, run_id: str) -> None:
     Those of another run become ``foreign_...``. The weights alone of later steps are removed: they
     are made again. An anomaly that was the end of the run is that no more.
     """
-    for path in filter(is_checkpoint, [*folder.iterdir()]):
+    for path in checkpoints_in(folder):
         prefix, _, number = path.name.rpartition("-")
         if _is_foreign(path, run_id):
             _rename(path, f"foreign_{path.name}")
@@ -197,7 +197,7 @@ def set_aside(folder: Path, step: int, run_id: str) -> None:
 
 def find_end(folder: Path, run_id: str, step: int) -> Path | None:
     """Return the anomaly with which a run ended, at ``step`` or later, if its end is one."""
-    found = {path: _end_in(path, run_id) for path in folder.glob("*") if is_checkpoint(path)}
+    found = {path: _end_in(path, run_id) for path in checkpoints_in(folder)}
     ends = {path: m["step"] for path, m in found.items() if m is not None and m["step"] >= step}
     return max(ends, key=lambda path: ends[path], default=None)
 
@@ -231,6 +231,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         InvalidCheckpoint: if any file of it is torn or altered.
+        UnreadableFile: if the system does not give one out: nothing says that it is damaged.
     """
     manifest = read_manifest(path)
     state: dict[str, Any] = {}
@@ -256,23 +257,36 @@ def snapshot_file(step: int) -> str:
     return f"step-{step:08d}.pt"
 
 
+class NoCheckpoint(BadInput):
+    """No checkpoint of a folder is valid."""
+
+
 def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None) -> Checkpoint:
     """Return the newest valid regular checkpoint, and warn of each invalid one.
 
-    ``accept`` may look closer: if it raises `InvalidCheckpoint`, the one before is tried. Raises
-    `BadInput` if there is none.
+    ``accept`` may look closer: if it raises `InvalidCheckpoint`, the one before is tried. That a
+    state is an `UnfitState` is told only if an earlier one fits: it may be what was built that is
+    wrong. Raises
+    `NoCheckpoint` if there is none, and `UnreadableFile` if the system does not give one out.
     """
+    unfit: list[tuple[Path, UnfitState]] = []
     for path in _newest_first(folder):
-        checkpoint = load_if_valid(path, accept)
+        try:
+            checkpoint = load_if_valid(path, accept)
+        except UnfitState as error:
+            unfit.append((path, error))
+            continue
         if checkpoint is not None:
+            for other, why in unfit:
+                _warn_of_invalid(other, why)
             return checkpoint
-    raise BadInput(f"there is no valid checkpoint in {folder}")
+    raise NoCheckpoint(f"there is no valid checkpoint in {folder}")
 
 
 def _regular(folder: Path) -> list[Path]:
     """Return the regular checkpoints, valid or not, the newest first."""
     start = folder_of(REGULAR, 0)[:5]
-    found = [p for p in folder.glob(f"{start}*") if is_checkpoint(p)]
+    found = [p for p in checkpoints_in(folder) if p.name.startswith(start)]
     return sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True)
 
 
@@ -287,7 +301,8 @@ def _newest_first(folder: Path) -> Iterator[Path]:
 def _which(path: Path) -> int | None:
     """Return which folder a path is that of now; None if there is none."""
     try:
-        return path.stat().st_ino
+        with durable.unreadable_named(path):
+            return path.stat().st_ino
     except OSError:
         return None
 
@@ -295,7 +310,8 @@ def _which(path: Path) -> int | None:
 def load_newest_weights(folder: Path, most_bytes: int) -> dict[str, Any] | None:
     """Return what the newest valid regular checkpoint has in its file of weights.
 
-    None if there is none, if the seed alone gives it, or if the file has more than ``most_bytes``.
+    None if there is none, if the seed alone gives it, if the file has more than ``most_bytes``, or,
+    with a warning, if the system does not give it out.
     """
     for path in _newest_first(folder):
         try:
@@ -305,6 +321,9 @@ def load_newest_weights(folder: Path, most_bytes: int) -> dict[str, Any] | None:
             return read_tensors(path / WEIGHTS_FILE, recorded)
         except InvalidCheckpoint as error:
             log.warning("a checkpoint is not valid, and left out", error=str(error))
+        except UnreadableFile as error:
+            log.warning("the weights are left out", error=str(error))
+            return None
     return None
 
 
@@ -313,17 +332,24 @@ def load_if_valid(
 ) -> Checkpoint | None:
     """Return a checkpoint, or warn that it is not valid; ``accept`` as in `load_newest`.
 
-    Without a warning if its writer removed or replaced it meanwhile.
+    Without a warning if its writer removed or replaced it meanwhile. Raises `UnfitState` if
+    ``accept`` does.
     """
     which = _which(path)
     try:
         checkpoint = load_checkpoint(path)
         if accept is not None:
             accept(checkpoint)
-    except InvalidCheckpoint as error:
+    except (InvalidCheckpoint, UnreadableFile) as error:
         if which is None or _which(path) != which:
             return None
-        told = {"checkpoint": path.name, "error": str(error)}
-        log.warning("a checkpoint is not valid; going back to the one before", **told)
+        if isinstance(error, UnreadableFile | UnfitState):
+            raise
+        _warn_of_invalid(path, error)
         return None
     return checkpoint
+
+
+def _warn_of_invalid(path: Path, error: InvalidCheckpoint) -> None:
+    told = {"checkpoint": path.name, "error": str(error)}
+    log.warning("a checkpoint is not valid; going back to the one before", **told)

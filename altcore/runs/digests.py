@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -34,7 +34,7 @@ def contents(path: Path) -> str:
     """
     if not path.is_dir():
         return _file(path)
-    sizes = {p: p.stat().st_size for p in sorted(_within(path))}
+    sizes = {p: p.stat().st_size for p in sorted(_within(path, _refuse))}
     names = {p: str(p.relative_to(path)) for p in sizes}
     if sum(sizes.values()) <= BLOCK * BLOCKS:
         return digest({names[p]: _file(p) for p in sizes})
@@ -77,8 +77,13 @@ def named_path(text: str) -> Path | None:
         return None  # no path: too long, a null byte, the home of nobody
 
 
-def _within(folder: Path) -> Iterator[Path]:
-    for root, names, found in os.walk(folder):
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def _within(folder: Path, told: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Yield the files in a folder; one within it that cannot be listed is ``told``, or left out."""
+    for root, names, found in os.walk(folder, onerror=told):
         names[:] = [n for n in names if not n.startswith(".") and n != "__pycache__"]
         yield from (p for p in (Path(root, f) for f in found) if p.name[0] != "." and p.is_file())
 

@@ -14,7 +14,7 @@ from attrs import define, field
 from altcore import durable
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
-from altcore.errors import BadInput, LostRecord
+from altcore.errors import BadInput, LostRecord, UnreadableFile
 from altcore.log import log
 from altcore.recipes import takes_format
 from altcore.runs.directory_lock import LOCK, DirectoryLock
@@ -103,17 +103,22 @@ class RunDirectory:
     def open(cls, path: Path) -> RunDirectory:
         """Lock the directory of an existing run.
 
-        Raises `BadInput` if a part of it is a link, or no file or folder where it has to be one.
+        Raises `BadInput` if a part of it is a link, no file or folder where it has to be one, or
+        of another user who lets this one not read and write it.
         """
         path = path.absolute()
-        durable.check_no_links(path / name for name in (*FOLDERS, *FILES))
-        durable.check_no_links((path / CHECKPOINTS).glob("*"))
-        durable.check_kinds(path, files=FILES, folders=FOLDERS)
-        directory = cls(path, DirectoryLock.take(path, "another run"))
-        directory._hold(HELD)
+        with durable.unreadable_named(path):
+            durable.check_no_links(path / name for name in (*FOLDERS, *FILES))
+            durable.check_no_links((path / CHECKPOINTS).glob("*"))
+            durable.check_kinds(path, files=FILES, folders=FOLDERS)
+        durable.check_permissions(path, files=FILES, folders=FOLDERS)
+        with durable.no_space_named(path):
+            lock = DirectoryLock.take(path, "another run")
+        directory = cls(path, lock)
         try:
+            directory._hold(HELD)
             directory._make_folders()
-        except OSError:
+        except (OSError, UnreadableFile):
             directory.close()
             raise
         return directory
@@ -239,15 +244,15 @@ class RunDirectory:
         """Return length and hash of the files that stay as they are while a run trains."""
         return {file: held.recorded for file, held in self._held.items()}
 
-    def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Cut the .jsonl files to what `sync_logs` returned: what follows is done again.
+    def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]], step: int) -> list[str]:
+        """Cut the .jsonl files to what `sync_logs` returned after a step: the rest is done again.
 
         Returns those of which lines were changed or lost.
         """
         altered = []
         for file in LOGS:
             if file in recorded:
-                altered += [] if self._log(file).cut(recorded[file]) else [file]
+                altered += [] if self._log(file).cut(recorded[file], step) else [file]
             elif (self.path / file).exists():
                 durable.remove(self.path / file)
         return altered

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field
 
 from altcore import durable
+from altcore.errors import UnreadableFile
 
 DAMAGED = ".damaged"
 """The end of the names of files that are kept aside."""
@@ -23,7 +25,10 @@ class HeldFile:
 
     @classmethod
     def of(cls, path: Path) -> HeldFile | None:
-        """Return a file as it is; None if it cannot be read."""
+        """Return a file as it is; None if there is none.
+
+        Raises `UnreadableFile` if the system does not give it out.
+        """
         stamp = _stamp(path)
         try:
             held = cls(durable.read_file(path))
@@ -41,7 +46,9 @@ class HeldFile:
         """Write the file again if other code changed or removed it; returns what was done."""
         if _stamp(path) == self._stamp:
             return None
-        is_there, now = path.exists(), HeldFile.of(path)
+        is_there, now = path.exists(), None
+        with suppress(UnreadableFile):
+            now = HeldFile.of(path)
         done = None
         if now is None or now.data != self.data:
             done = f"{path} was removed while the run wrote, and is written again"

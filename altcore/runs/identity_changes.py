@@ -96,6 +96,9 @@ def _part(identity: Mapping[str, Any], kind: str) -> Any:
     if kind == "recipe":
         return _get(identity.get("configuration"), kind)
     part = identity.get(kind)
+    if kind == "plugin" and isinstance(part, Mapping):
+        # The list has the order; the keys of a JSON object have none that a digest covers.
+        return {**part, _ORDER: _get(identity.get("configuration"), "plugins")}
     if kind != "configuration" or not isinstance(part, Mapping):
         return part
     left_out = (*NAMES, *LENGTH, *ELSEWHERE, "settings")
@@ -104,8 +107,9 @@ def _part(identity: Mapping[str, Any], kind: str) -> Any:
     return {**keys, **by_owner(settings), _PATHS: identity.get("paths"), _OWNERS: settings}
 
 
-_PATHS, _OWNERS = object(), object()
-"""Keys under which `_part` hands on which settings are paths, and the settings by owner."""
+_PATHS, _OWNERS, _ORDER = object(), object(), object()
+"""Keys under which `_part` hands on which settings are paths, the settings by owner, and the names
+of the plugins in their order."""
 
 
 def _configuration(before: Any, now: Any) -> list[Change]:
@@ -144,6 +148,8 @@ def _recipe(before: Any, now: Any) -> list[Change]:
 def _plugin(before: Any, now: Any) -> list[Change]:
     changes = []
     for key, old, new in _differences(before, now):
+        if key is _ORDER:
+            continue
         is_model = _get(old, MODULES) or _get(new, MODULES)
         if is_model and _get(old, NAME) == _get(new, NAME):
             changes += _own_model(key, old, new)
@@ -151,7 +157,7 @@ def _plugin(before: Any, now: Any) -> list[Change]:
         same = [_get(old, k) == _get(new, k) and _get(old, k) for k in (NAME, "sha256")]
         severity = NOTED if all(same) else DECIDES
         changes.append(Change("plugin", key, _described(old), _described(new), severity))
-    old, new = (list(x) if isinstance(x, Mapping) else [] for x in (before, now))
+    old, new = _get(before, _ORDER), _get(now, _ORDER)
     if not changes and old != new:
         changes.append(Change("plugin", "the order of plugins", old, new))
     return changes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore import durable
-from altcore.errors import BadInput, shown
+from altcore.errors import BadInput, UnreadableFile, shown
 
 LARGEST = 1 << 28
 """Bytes of a file that is read."""
@@ -25,6 +25,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    except UnreadableFile:  # a ValueError, too
+        raise
     # Not text, not JSON, too many digits; too deep.
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not JSON: {error}") from error

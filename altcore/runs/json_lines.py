@@ -129,21 +129,26 @@ def check_lines(path: Path) -> None:
                 raise BadInput(f"{path}: {shown:.60} is not a line of a run: {key} is missing")
 
 
-def without_damage(data: bytes, file: str) -> tuple[bytes, dict[int, bytes]]:
-    """Return a .jsonl file without the lines that no run can have written; these by number."""
-    whole: list[bytes] = []
-    damaged: dict[int, bytes] = {}
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        if not line.strip() or _object(line, NEEDED.get(file, {})) is not None:
-            whole.append(line + b"\n")
-        else:
-            damaged[number] = line + b"\n"
-    return b"".join(whole), damaged
+def lines_until(data: bytes, file: str, step: int) -> tuple[bytes, list[int]]:
+    """Return the lines of a run's .jsonl file up to a step, each once, as a run ends them.
+
+    The numbers of those that no run can have written come with them.
+    """
+    kept: dict[bytes, None] = {}
+    damaged = []
+    for number, raw in enumerate(data.split(b"\n")[:-1], 1):
+        text = raw.strip()
+        line = _object(text, NEEDED.get(file, {}))
+        if line is not None and line["step"] <= step:
+            kept[text + b"\n"] = None
+        elif line is None and text:
+            damaged.append(number)
+    return b"".join(kept), damaged
 
 
 def damaged_lines(path: Path) -> list[int]:
     """Return the numbers of a .jsonl file's lines that no run can have written, none without it."""
-    return list(without_damage(_bytes(path), path.name)[1])
+    return lines_until(_bytes(path), path.name, 0)[1]
 
 
 def _fits(line: dict[str, Any], needed: dict[str, type]) -> bool:

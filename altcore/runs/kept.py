@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from altcore.errors import InvalidCheckpoint
+from altcore.errors import InvalidCheckpoint, UnreadableFile
 from altcore.log import log
-from altcore.runs.manifest import is_checkpoint, read_manifest
+from altcore.runs.manifest import checkpoints_in, is_checkpoint, read_manifest
 
 
 class Kept(NamedTuple):
@@ -31,15 +31,20 @@ class Kept(NamedTuple):
 
 
 def list_checkpoints(folder: Path) -> list[Kept]:
-    """Return the checkpoints whose manifests are valid, by step; each other one is named once."""
+    """Return the checkpoints whose manifests are valid, by step; each other one is named once.
+
+    Raises `UnreadableFile` if the system does not give one out.
+    """
     found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if is_checkpoint(path):
-            try:
-                found.append(Kept(path, read_manifest(path)))
-            except InvalidCheckpoint as error:
-                if is_checkpoint(path):  # and its writer did not remove it meanwhile
-                    _warn_of(str(error))
+    for path in checkpoints_in(folder):
+        try:
+            found.append(Kept(path, read_manifest(path)))
+        except (InvalidCheckpoint, UnreadableFile) as error:
+            if not is_checkpoint(path):  # its writer removed it meanwhile
+                continue
+            if isinstance(error, UnreadableFile):
+                raise
+            _warn_of(str(error))
     return sorted(found, key=lambda kept: kept.step)
 
 

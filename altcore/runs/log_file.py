@@ -13,7 +13,11 @@ from attrs import define, field
 
 from altcore import durable
 from altcore.log import log
-from altcore.runs.json_lines import without_damage
+from altcore.runs.held_file import DAMAGED
+from altcore.runs.json_lines import lines_until
+from altcore.runs.own_checkpoint import begins_as
+
+_LOST = "lines before it were changed or lost"
 
 
 @define(eq=False)
@@ -105,45 +109,54 @@ class LogFile:
         """The file's length and hash, as it was written."""
         return {"bytes": self.length, "sha256": self._sha256.hexdigest()}
 
-    def cut(self, recorded: Mapping[str, Any]) -> bool:
-        """Cut the file to a length that `sync` returned; returns whether its beginning is intact.
+    def cut(self, recorded: Mapping[str, Any], step: int) -> bool:
+        """Cut the file to a length that `sync` returned, after ``step``; returns whether it can be.
 
-        One that was altered is named, too.
+        If its beginning is not as it was, the lines up to the step stay, each once. If anything
+        goes but lines of later steps, the file as it is is copied to FILE.damaged first.
         """
-        if self.length > recorded["bytes"]:
-            durable.truncate(self._descriptor, recorded["bytes"])
-            self._is_synced = False
-        last = self._read()
-        is_intact: bool = self._sha256.hexdigest() == recorded["sha256"]
-        if not is_intact:
-            found = self.length
-            if last not in (b"", b"\n"):
-                self.append(b"\n")
-            log.warning(
-                "a record is not as the checkpoint has it: lines before it were changed or lost",
-                file=str(self.path),
-                bytes=found,
-                recorded=recorded["bytes"],
-                **self._keep_damage_aside(),
-            )
-        return is_intact
+        if begins_as(self.path, recorded):
+            if self.length > recorded["bytes"]:
+                durable.truncate(self._descriptor, recorded["bytes"])
+                self._is_synced = False
+                self._read()
+            return True
+        data = durable.read_file(self.path)
+        kept, damaged = lines_until(data, self.path.name, step)
+        told: dict[str, Any] = {"damaged_lines": damaged} if damaged else {}
+        if not data.startswith(kept) or lines_until(data[len(kept) :], self.path.name, step)[1]:
+            told["kept_in"] = self._kept_aside(data).name
+        self._replace(kept)
+        if is_whole := begins_as(self.path, recorded):
+            self._replace(kept[: recorded["bytes"]])
+        log.warning(
+            "a record is not as the checkpoint has it: "
+            + ("its lines are, and are put back" if is_whole else _LOST),
+            file=str(self.path),
+            bytes=len(data),
+            recorded=recorded["bytes"],
+            **told,
+        )
+        return is_whole
 
-    def _keep_damage_aside(self) -> dict[str, Any]:
-        """Move the lines that no run can have written to FILE.damaged; returns what to tell."""
-        whole, damaged = without_damage(durable.read_file(self.path), self.path.name)
-        if not damaged:
-            return {}
-        numbers = sorted(damaged)
-        aside = self.path.with_name(f"{self.path.name}.damaged")
-        descriptor = durable.open_to_write(aside, os.O_APPEND)
-        durable.write(descriptor, b"".join(damaged[number] for number in numbers))
-        os.close(descriptor)
-        durable.replace_file(self.path, whole)
+    def _kept_aside(self, data: bytes) -> Path:
+        """Copy the file to FILE.damaged, or to FILE.damaged-2 and so on; returns the path."""
+        first = self.path.with_name(f"{self.path.name}{DAMAGED}")
+        aside, number = first, 2
+        while os.path.lexists(aside):
+            aside, number = first.with_name(f"{first.name}-{number}"), number + 1
+        durable.replace_file(aside, data)
+        durable.fsync_folder(aside.parent)
+        return aside
+
+    def _replace(self, data: bytes) -> None:
+        """Let the file hold something else, at once."""
+        durable.replace_file(self.path, data)
         os.close(self._descriptor)
         self._descriptor = durable.open_to_write(self.path, os.O_APPEND)
         self._opened = os.fstat(self._descriptor)
+        self._is_synced = False
         self._read()
-        return {"damaged_lines": numbers, "kept_in": aside.name}
 
     def close(self) -> None:
         """Close the file."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import to_json
-from altcore.durable import read_file
-from altcore.errors import BadInput, InvalidCheckpoint, shown
+from altcore.durable import read_file, unreadable_named
+from altcore.errors import BadInput, InvalidCheckpoint, UnreadableFile, shown
 
 MANIFEST = "manifest.json"
 REGULAR, ANOMALY, WEIGHTS = "regular", "anomaly", "weights"
@@ -47,7 +47,22 @@ def folder_of(kind: str, step: int) -> str:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is the folder of a checkpoint, not that of one being written or removed."""
-    return _FOLDER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+    if _FOLDER.fullmatch(path.name) is None:
+        return False
+    with unreadable_named(path):
+        return path.is_dir() and not path.is_symlink()
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the folders of the checkpoints in a folder, valid or not; none if there is no folder.
+
+    Raises `UnreadableFile` if the system does not tell.
+    """
+    with unreadable_named(folder):
+        try:
+            return [path for path in folder.iterdir() if is_checkpoint(path)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def check_no_linked(folder: Path) -> None:
@@ -72,6 +87,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         InvalidCheckpoint: if it is missing, torn or altered, or that of another checkpoint.
+        UnreadableFile: if the system does not give it out.
     """
     try:
         manifest = json.loads(read_file(path / MANIFEST))
@@ -80,6 +96,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise InvalidCheckpoint(f"checkpoint {path}: {problem}")
         digest = manifest.pop("digest")
         is_whole = digest == _digest(manifest)
+    except UnreadableFile:  # a ValueError, too
+        raise
     # No file, not UTF-8, not JSON, too deep.
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidCheckpoint(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
+from altcore.durable import unreadable_named
 from altcore.errors import BadInput
 from altcore.log import log
 from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS
@@ -30,7 +31,8 @@ def missing_checkpoints(run: Path, *which: str) -> dict[str, str]:
         which: `BEST` or `LATEST`; both if none is named.
     """
     lost: dict[Path, list[str]] = {}
-    with suppress(BadInput):  # whoever reads the file that is at fault says so
+    # Whoever reads the file that is at fault says so.
+    with suppress(BadInput), unreadable_named(run):
         for role, path in _ended_with(run).items():
             if not path.exists() and (role in which or not which):
                 lost.setdefault(path, []).append(role)

@@ -27,7 +27,7 @@ class UnwrittenDirectory(RunDirectory):
         """Return that nothing is written here."""
         return {}
 
-    def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]], step: int) -> list[str]:
         """Cut nothing."""
         return []
 

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from altcore.durable import unreadable_named
 from altcore.errors import InvalidCheckpoint
-from altcore.runs.manifest import read_manifest
+from altcore.runs.manifest import checkpoints_in, read_manifest
 from altcore.runs.run_id import check_run_id, run_id_of
 
 
@@ -23,7 +24,7 @@ def restorable(run: Path) -> tuple[Path | None, dict[str, Any]]:
 
     It is the newest one that was written with the record that is here: one of a copy of the run,
     which has the same id, was not. If the record is damaged, so that it is that of none, it is the
-    newest.
+    newest. Raises `UnreadableFile` if the system gives out the manifest of any, or the record, not.
     """
     own = [x for x in _own(run) if x[1]["identity"].get("configuration")]
     written_here = (x for x in own if has_record_of(run, x[1]))
@@ -44,9 +45,12 @@ def has_record_of(run: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def begins_as(file: Path, recorded: Mapping[str, Any]) -> bool:
-    """Whether a file begins with the bytes whose number and hash are recorded."""
+    """Whether a file begins with the bytes whose number and hash are recorded.
+
+    Raises `UnreadableFile` if the system does not give it out.
+    """
     digest, left = hashlib.sha256(), recorded["bytes"]
-    with suppress(OSError), file.open("rb") as stream:
+    with suppress(OSError), unreadable_named(file), file.open("rb") as stream:
         while piece := stream.read(min(left, 1 << 20)):
             digest.update(piece)
             left -= len(piece)
@@ -56,7 +60,8 @@ def begins_as(file: Path, recorded: Mapping[str, Any]) -> bool:
 def _own(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the checkpoints with a run's id, the newest first."""
     run_id = run_id_of(run)
-    for path in sorted(run.glob("checkpoints/step-*"), reverse=True):
+    regular = [path for path in checkpoints_in(run / "checkpoints") if path.name[:5] == "step-"]
+    for path in sorted(regular, reverse=True):
         with suppress(InvalidCheckpoint):
             manifest = read_manifest(path)
             check_run_id(path, manifest, run_id)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore.config import check_name
-from altcore.durable import check_kinds
+from altcore.durable import check_kinds, unreadable_named
 from altcore.errors import BadInput, nearest
 from altcore.hooks import build
 from altcore.log import log
@@ -28,12 +28,16 @@ from altcore.yaml_files import read_mapping
 
 
 def find_run(name: str, runs_dir: str) -> Path:
-    """Return the directory of a run. Raises `BadInput` if there is none with that name."""
+    """Return the directory of a run.
+
+    Raises `BadInput` if there is none with that name, and `UnreadableFile` if nobody may look.
+    """
     path = Path(runs_dir) / check_name(name, "run")
-    check_kinds(path, files=[CONFIG], folders=[])
-    check_has_configuration(path)
-    if not _is_run(path):
-        raise no_run(name, runs_dir)
+    with unreadable_named(path):
+        check_kinds(path, files=[CONFIG], folders=[])
+        check_has_configuration(path)
+        if not _is_run(path):
+            raise no_run(name, runs_dir)
     return path
 
 
@@ -83,11 +87,12 @@ def list_runs(runs_dir: str) -> list[Path]:
     root = Path(runs_dir)
     if root.exists() and not root.is_dir():
         raise BadInput(f"{root} is not a folder", key="runs_dir")
-    folders = [*root.iterdir()] if root.is_dir() else []
-    found = [p for p in folders if _is_run(p)]
-    for path in folders:
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
         try:
-            check_has_configuration(path)
+            with unreadable_named(path):
+                found += [path] if _is_run(path) else []
+                check_has_configuration(path)
         except BadInput as error:
             log.warning(f"a run is left out: {error}")
     return sorted(found, key=lambda p: ((p / CONFIG).stat().st_mtime, p.name))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 
 from altcore import durable
+from altcore.errors import UnreadableFile
+from altcore.log import log
 from altcore.runs.checkpoint import (
     HALF_WRITTEN,
     SNAPSHOTS,
@@ -35,10 +38,19 @@ def retain(
 
     There stay the best and the newest regular checkpoints, ``max_checkpoints`` together; the last
     one before the first anomaly; step 0 if it is a manifest alone; anomalies; and the next
-    ``keep_best`` best as weights only.
+    ``keep_best`` best as weights only. If one cannot be read, all stay, with a warning: nobody
+    knows what it needs.
     """
-    with durable.no_space_named(folder):
-        _retain(folder, monitor, mode, max_checkpoints, keep_best, others)
+    try:
+        with durable.no_space_named(folder):
+            _retain(folder, monitor, mode, max_checkpoints, keep_best, others)
+    except UnreadableFile as error:
+        _warn_of_unreadable(str(error))
+
+
+@cache
+def _warn_of_unreadable(error: str) -> None:
+    log.warning("no old checkpoint is removed", error=error)
 
 
 def _retain(
@@ -83,7 +95,7 @@ def point_to(folder: Path, pointer: str, name: str | None) -> None:
         return
     try:
         is_right = durable.read_file(file) == name.encode()
-    except OSError:
+    except (OSError, UnreadableFile):
         is_right = False
     if not is_right:
         if file.is_dir():

@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.errors import BadInput, InvalidCheckpoint, UnreadableFile
 from altcore.runs.json_files import read_json
-from altcore.runs.manifest import is_checkpoint, read_manifest
+from altcore.runs.manifest import checkpoints_in, read_manifest
 
 FILE = "environment.json"
 RUN_ID = "run_id"
@@ -42,18 +42,24 @@ def run_id_of(run: Path) -> str | None:
 
 
 def id_in_environment(run: Path) -> str | None:
-    """Return the id in environment.json; None if the file is lost or damaged."""
-    with suppress(BadInput, OSError):
+    """Return the id in environment.json; None if the file is lost or damaged.
+
+    Raises `UnreadableFile` if the system does not give it out.
+    """
+    try:
         told = read_json(run / FILE).get(RUN_ID)
-        if isinstance(told, str) and told[16:] == _check_digits(told[:16]):
-            return told
-    return None
+    except UnreadableFile:
+        raise
+    except BadInput:
+        return None
+    is_one = isinstance(told, str) and told[16:] == _check_digits(told[:16])
+    return told if is_one else None
 
 
 def manifests_in(run: Path) -> list[dict[str, Any]]:
     """Return the manifests of checkpoints that can be read, by step."""
     found = []
-    for path in filter(is_checkpoint, (run / "checkpoints").glob("*")):
+    for path in checkpoints_in(run / "checkpoints"):
         with suppress(InvalidCheckpoint):
             found.append(read_manifest(path))
     return sorted((m for m in found if m[RUN_ID]), key=lambda m: int(m["step"]))

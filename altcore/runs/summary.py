@@ -16,7 +16,8 @@ from typing import Any
 from attrs import asdict, fields, frozen
 
 from altcore.builtin_types import to_json
-from altcore.errors import BadInput, nearest, shown
+from altcore.durable import unreadable_named
+from altcore.errors import BadInput, UnreadableFile, nearest, shown
 from altcore.formats import digest
 from altcore.hooks import build, setting
 from altcore.log import log
@@ -171,9 +172,11 @@ KEYS = tuple(a.name for a in fields(Summary))
 
 
 def has_summary(path: Path) -> bool:
-    """Whether a run's directory has a summary that can be read."""
+    """Whether a run's directory has a summary. Raises `UnreadableFile` if that cannot be told."""
     try:
         return read_summary(path) is not None
+    except UnreadableFile:
+        raise
     except BadInput:
         return False
 
@@ -183,10 +186,12 @@ def read_summary(path: Path) -> Summary | None:
 
     Raises:
         BadInput: if the file does not fit the schema, or is that of another run.
+        UnreadableFile: if the system does not give it out.
     """
     file = path / FILE
-    if not file.exists():
-        return None
+    with unreadable_named(file):
+        if not file.exists():
+            return None
     try:
         plain = read_json(file)
         if not _is_as_written(plain):
@@ -195,6 +200,8 @@ def read_summary(path: Path) -> Summary | None:
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
         _check(made, run_id_of(path))
+    except UnreadableFile:
+        raise
     except BadInput as error:
         hint = f"altcore train --resume {path.name} writes it again"
         raise BadInput(f"{file} is not a summary of a run: {error}", hint=hint) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import struct
 import zipfile
 from collections import Counter, OrderedDict
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from altcore import durable
-from altcore.errors import AltcoreError, BadInput, InvalidCheckpoint
+from altcore.errors import AltcoreError, BadInput, InvalidCheckpoint, UnreadableFile
 
 
 class _HashingFile(io.RawIOBase):
@@ -121,7 +122,12 @@ def _storages(value: Any) -> Iterator[Any]:
 
 
 def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tensors and plain data; `InvalidCheckpoint` if they are not as recorded."""
+    """Return tensors and plain data.
+
+    Raises:
+        InvalidCheckpoint: if they are not as recorded.
+        UnreadableFile: if they are, or may be, and cannot be read here and now.
+    """
     import torch
 
     try:
@@ -130,13 +136,18 @@ def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidCheckpoint(f"{path} cannot be read: {error!r}") from error
     if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
         raise InvalidCheckpoint(f"{path} does not match its sha256")
-    if _stored_parts(io.BytesIO(data), len(data)) is None:
-        raise InvalidCheckpoint(f"{path} is no archive of tensors as altcore writes it")
     try:
+        if _stored_parts(io.BytesIO(data), len(data)) is None:
+            raise InvalidCheckpoint(f"{path} is no archive of tensors as altcore writes it")
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # Of data that it did not write, torch raises anything.
-    except Exception as error:
+    except InvalidCheckpoint:
+        raise
+    except pickle.UnpicklingError as error:  # it names code to run
         raise InvalidCheckpoint(f"{path} cannot be read: {error!r:.200}") from error
+    # Memory, an import, another version of torch: the bytes are those that were written.
+    except Exception as error:
+        problem = f"{path} is as it was written, and cannot be read here: {error!r:.200}"
+        raise UnreadableFile(problem, hint="it stays as it is: try again") from error
     if not isinstance(state, dict):
         raise InvalidCheckpoint(f"{path} holds no state")
     return state

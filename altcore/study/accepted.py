@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, UnreadableFile
 from altcore.runs import EVENTS, altered
 from altcore.study.outcome import is_whole
 from altcore.sweep import Ledger, check_accepted
@@ -15,6 +15,8 @@ def problem_of(ledger: Ledger, name: str, steps: int) -> str:
 
     What a study reads is compared with what was accepted: a run of another job, an edited file and
     a link are found. Paths are told from the study's folder.
+
+    Raises `UnreadableFile` if the system does not give out a file, which may be as it was.
     """
     return _problem_of(ledger, name, steps).replace(f"{ledger.folder}/", "")
 
@@ -25,8 +27,10 @@ def _problem_of(ledger: Ledger, name: str, steps: int) -> str:
         return ""
     try:
         check_accepted(ledger, name)
-        for problem in altered(run, EVENTS).values():
+        for problem in altered(run, EVENTS, strict=True).values():
             return problem
         return "" if is_whole(run, steps) else f"{run} lacks a part of its record"
+    except UnreadableFile:
+        raise
     except BadInput as error:
         return str(error)

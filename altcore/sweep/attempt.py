@@ -30,7 +30,7 @@ from attrs import asdict, define, field, frozen
 from attrs.validators import instance_of
 
 from altcore import durable
-from altcore.errors import BadInput, NoSpace
+from altcore.errors import BadInput, NoSpace, UnreadableFile
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.processes import Process, this_process
@@ -97,7 +97,9 @@ class Attempt:
     @property
     def heartbeat(self) -> str:
         """What the holder counted up to; empty before its first."""
-        with suppress(OSError):  # a link or a pipe is none; the next heartbeat replaces it
+        # A link or a pipe is none, and NFS may not give out one that was replaced: the next one
+        # tells.
+        with suppress(OSError, UnreadableFile):
             return durable.read_file(self.folder / HEARTBEAT, LONGEST_BEAT).decode(errors="replace")
         return ""
 

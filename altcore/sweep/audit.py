@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from altcore.errors import BadInput, shown
+from altcore.errors import BadInput, UnreadableFile, shown
 from altcore.runs import (
     CONFIG,
     METRICS,
@@ -68,11 +68,12 @@ def audit(ledger: Ledger) -> Audit:
 def check_accepted(ledger: Ledger, name: str) -> None:
     """Raise `BadInput`, naming the file, if what lies in the place of a job's run is no such run.
 
-    It is if it was accepted as the job's result, and is as it was then.
+    It is if it was accepted as the job's result, and is as it was then. Raises `UnreadableFile` if
+    the system does not give out what tells.
     """
     row, run = row_of(ledger, name), ledger.run_of(name)
     if row.state is State.DAMAGED:
-        raise BadInput(row.why)
+        raise UnreadableFile(row.why) if row.is_unreadable else BadInput(row.why)
     if not run.is_dir():
         raise BadInput(f"{run} is not the folder of a run")
     _check(ledger, row)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore import durable
-from altcore.errors import NoSpace
+from altcore.errors import NoSpace, UnreadableFile
 from altcore.runs import METRICS, SUMMARY
 from altcore.sweep.ledger import RUNS, Ledger
 from altcore.sweep.sound import stamp_of
@@ -83,7 +83,7 @@ def remembering(ledger: Ledger) -> Iterator[None]:
 
 def _kept(path: Path, asked: str) -> dict[str, Any]:
     """Return what a file keeps for what is asked: nothing if any bit of it is not as it was."""
-    with suppress(OSError):
+    with suppress(OSError, UnreadableFile):
         told, _, text = durable.read_file(path).partition(b"\n")
         if told == _sum(text):
             held = json.loads(text)

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore import durable
-from altcore.errors import BadInput
+from altcore.errors import BadInput, UnreadableFile
 from altcore.runs import METRICS, has_summary, summary_of
 from altcore.sweep.acceptance import check_end, check_there, differing
 from altcore.sweep.attempt import Attempt, attempts_in
@@ -30,6 +30,8 @@ class Row:
     name: str
     state: State
     exits: tuple[Exit, ...] = ()
+    is_unreadable: bool = False
+    """Whether it is damaged only as far as one can see: a file of it cannot be read now."""
     """Of its attempts that ended, in order; of a completed job the last one is the run's."""
     attempts: int = 0
     why: str = ""
@@ -79,8 +81,15 @@ def survey(ledger: Ledger) -> list[Row]:
     with remembering(ledger):
         accepted = of_accepted(ledger, "rows.json", VERSION, lambda name: _completed(ledger, name))
         names = ledger.names()
-        left = [name for name in accepted.keys() - set(names) if has_summary(ledger.run_of(name))]
+        left = [name for name in accepted.keys() - set(names) if _is_run(ledger.run_of(name))]
         return [_row(ledger, name, accepted.get(name)) for name in sorted([*names, *left])]
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return has_summary(path)
+    except UnreadableFile:
+        return True
 
 
 def row_of(ledger: Ledger, name: str) -> Row:
@@ -95,11 +104,13 @@ def _row(ledger: Ledger, name: str, known: Mapping[str, Any] | None) -> Row:
             return _read(ledger, name)
         ledger.check_job(name)
     except BadInput as error:
-        return Row(name=name, state=State.DAMAGED, why=error.problem)
+        unread = isinstance(error, UnreadableFile)
+        return Row(name=name, state=State.DAMAGED, why=error.problem, is_unreadable=unread)
     return Row(
         name=name,
         state=State.DAMAGED if known["problem"] else State.COMPLETED,
         why=known["problem"],
+        is_unreadable=known.get("is_unreadable", False),
         exits=tuple(Exit(**ended) for ended in known["exits"]),
         attempts=known["attempts"],
         changed=known["changed"],
@@ -127,7 +138,8 @@ def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
             plain |= {"run_seconds": ended.seconds}
             plain["exits"].append(ended.to_plain())
     except BadInput as error:
-        return {**plain, "problem": str(error)}, False
+        is_unreadable = isinstance(error, UnreadableFile)
+        return {**plain, "problem": str(error), "is_unreadable": is_unreadable}, False
     return plain, accepted is not None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import define, field
 
 from altcore import durable
-from altcore.errors import BadInput
+from altcore.errors import BadInput, UnreadableFile
 from altcore.formats import digest
 
 TABLES = "tables"
@@ -89,6 +89,8 @@ class Tables:
         durable.check_no_links((path.parent,))
         try:
             items = json.loads(durable.read_file(path))
+        except UnreadableFile:  # a ValueError, too
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise BadInput(f"{path} cannot be read: {error}") from error
         if not isinstance(items, list) or digest(items) != name:

@@ -233,3 +233,17 @@ def test_a_run_that_has_no_record_of_its_modules_goes_on():
         assert not compare({"plugin": before}, {"plugin": known})
     (change,) = compare({"plugin": {"model": 3}}, {"plugin": known})
     assert str(change) == "model was none and is Net"
+
+
+def test_a_model_that_was_thawed_is_no_reason_to_call_checkpoints_invalid(shelf, start):
+    """They are whole, and it is the model that does not fit: the refusal alone is told."""
+    frozen = Own()
+    next(frozen.parameters()).requires_grad_(False)
+    plant(shelf, "regression")
+    config = start.config(workload="regression", name="r", checkpoint_interval=1)
+    altcore.train(config, **{**OWN, "model": frozen})
+    says = "no checkpoint has a state that it can go on with: the optimizer has other groups"
+    more = resuming.resumed("r", str(start.runs), max_steps=4)
+    with capture_logs() as logs, pytest.raises(BadInput, match=says):
+        altcore.train(more, resume="r", **OWN)
+    assert not [line for line in logs if "not valid" in line["event"]]

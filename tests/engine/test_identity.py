@@ -17,7 +17,7 @@ from altcore import BadInput, hookimpl
 from altcore.config import load_config
 from altcore.engine import identity, resuming, setup
 from altcore.hooks import setting
-from altcore.runs import checkpoint, contents
+from altcore.runs import checkpoint, compare, contents
 
 
 @pytest.fixture
@@ -343,6 +343,19 @@ def test_the_manifest_holds_the_identity(run):
     assert found["plugin"]["optimizer"]["distribution"] == "altcore-optimizers"
     assert found["world_size"] == 1
     assert found["platform"]["torch"] == version("torch")
+
+
+def test_the_order_of_keys_in_a_manifest_is_no_order_of_plugins(run):
+    """No digest covers it: any tool may sort them. The list of the plugins has their order."""
+    manifest = json.loads((run / "checkpoints/step-00000002/manifest.json").read_text())
+    found = manifest["identity"]
+    assert compare(json.loads(json.dumps(found, sort_keys=True)), found) == []
+    names = ["b", "a"]
+    one, other = (
+        {**found, "configuration": {**found["configuration"], "plugins": order}}
+        for order in (names, names[::-1])
+    )
+    assert [change.what for change in compare(one, other)] == ["the order of plugins"]
 
 
 def test_a_large_file_is_known_by_its_size_and_samples(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_a_file_that_is_not_there_is_not_recorded(directory):
     grow(directory, 1)
     directory.close()
     again = RunDirectory.open(directory.path)
-    again.cut_logs(recorded)
+    again.cut_logs(recorded, 0)
     assert [f for f in FILES if (again.path / f).exists()] == ["events.jsonl"]
     grow(again, 1)
     assert [x["step"] for x in read_lines(again.path / "metrics.jsonl")] == [1]
@@ -92,7 +92,7 @@ def test_a_cut_leaves_exactly_what_was_recorded(directory, tail):
             log.write(tail)
     again = RunDirectory.open(directory.path)
     with capture_logs() as logs:
-        again.cut_logs(recorded)
+        again.cut_logs(recorded, 2)
     assert (contents(again), logs) == (kept, [])
     assert again.sync_logs() == recorded
     grow(again, 3)
@@ -115,7 +115,7 @@ def test_a_beginning_that_was_altered_is_named(directory, change):
     file.write_bytes(data)
     again = RunDirectory.open(directory.path)
     with capture_logs() as logs:
-        assert again.cut_logs(recorded) == ["metrics.jsonl"]
+        assert again.cut_logs(recorded, 2) == ["metrics.jsonl"]
     assert [x["file"] for x in logs] == [str(file)]
     grow(again, 3)
     aside = file.with_name("metrics.jsonl.damaged")
@@ -123,10 +123,69 @@ def test_a_beginning_that_was_altered_is_named(directory, change):
         [1 if change == "flip" else 2],
         aside.name,
     )
-    assert aside.read_bytes() in bytes(data) + b"\n"
+    assert aside.read_bytes().rstrip(b"\n") == bytes(data).rstrip(b"\n")
     assert [x["step"] for x in read_lines(file)] == [2 if change == "flip" else 1, 3]
     assert read_lines(file)[-1]["step"] == 3
     assert again.sync_logs()["metrics.jsonl"]["bytes"] == file.stat().st_size
+
+
+def twice(data):
+    """Return lines with the second one twice."""
+    lines = data.splitlines(keepends=True)
+    return b"".join([*lines[:2], *lines[1:]])
+
+
+@pytest.mark.parametrize("change", [lambda x: x.replace(b"\n", b"\r\n"), twice])
+def test_lines_that_an_editor_moved_are_put_back(directory, change):
+    """A file that grew before the checkpoint is not cut in the middle of what the run knew."""
+    grow(directory, 1, 2)
+    directory.append("metrics.jsonl", {"step": 2, "val_loss": 0.5})
+    recorded, known = directory.sync_logs(), contents(directory)
+    grow(directory, 3)
+    directory.close()
+    file = directory.path / "metrics.jsonl"
+    file.write_bytes(changed := change(file.read_bytes()))
+    again = RunDirectory.open(directory.path)
+    with capture_logs() as logs:
+        assert again.cut_logs(recorded, 2) == []
+    assert contents(again) == known
+    assert again.sync_logs() == recorded
+    assert file.with_name(logs[0]["kept_in"]).read_bytes() == changed
+
+
+def test_no_line_that_the_checkpoint_knew_is_cut(directory):
+    """If the lines cannot be put back as they were, all up to its step stay."""
+    grow(directory, 1, 2)
+    directory.append("metrics.jsonl", {"step": 2, "val_loss": 0.5})
+    recorded = directory.sync_logs()
+    directory.close()
+    file = directory.path / "metrics.jsonl"
+    for number in (1, 2):
+        whole = file.read_bytes()
+        file.write_bytes(b'{"step": 1, "loss": 0.3, "note": "longer than it was"}\n' * 2 + whole)
+        edited = file.read_bytes()
+        again = RunDirectory.open(directory.path)
+        with capture_logs() as logs:
+            assert again.cut_logs(recorded, 2) == ["metrics.jsonl"]
+        again.close()
+        assert read_lines(file)[-1] == {"step": 2, "val_loss": 0.5}
+        aside = f"metrics.jsonl.damaged{'' if number == 1 else '-2'}"
+        assert logs[0]["kept_in"] == aside
+        assert file.with_name(aside).read_bytes() == edited
+
+
+def test_lines_of_later_steps_need_no_copy(directory):
+    """They are done again, at each of many resumes from one checkpoint."""
+    grow(directory, 1, 2)
+    recorded = directory.sync_logs()
+    grow(directory, 3)
+    directory.close()
+    file = directory.path / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"0.3", b"0.4"))
+    again = RunDirectory.open(directory.path)
+    assert again.cut_logs(recorded, 2) == ["metrics.jsonl"]
+    assert [line["step"] for line in read_lines(file)] == [1, 2]
+    assert not [*file.parent.glob("*.damaged*")]
 
 
 def test_a_line_that_does_not_fit_leaves_nothing(directory, monkeypatch):

@@ -1,12 +1,16 @@
 """An answer rests only on runs that are what the study accepted; any other is made again."""
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers_epochs import Points
 from helpers_sweeps import complete, ledger_of
 
+from altcore.errors import UnreadableFile
 from altcore.study import cautions
 from altcore.study.accepted import problem_of
 from altcore.study.arms import twin
@@ -185,3 +189,20 @@ def test_a_damaged_job_does_not_keep_a_study_from_going_on(start, shelf, tmp_pat
     assert study.done == 1
     assert list(study.made_again) == [job.name]
     assert "job.json: it is not what a sweep wrote" in study.made_again[job.name]
+
+
+@pytest.mark.parametrize("file", ["summary.json", "metrics.jsonl", "config.yaml"])
+def test_no_run_is_made_again_for_a_file_that_cannot_be_read(ledger, monkeypatch, file):
+    """It may be as it was: the study ends, and says which file it is."""
+    opened, path_open, place = os.open, Path.open, ledger.run_of(ONE) / file
+
+    def refuse(path):
+        if not isinstance(path, int) and Path(path) == place:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(os, "open", lambda p, *a, **k: refuse(p) or opened(p, *a, **k))
+    monkeypatch.setattr(Path, "open", lambda p, *a, **k: refuse(p) or path_open(p, *a, **k))
+    with pytest.raises(UnreadableFile, match=rf"{file} cannot be read: .*\(EIO\)"):
+        problem_of(ledger, ONE, STEPS)
+    monkeypatch.undo()
+    assert problem_of(ledger, ONE, STEPS) == ""
