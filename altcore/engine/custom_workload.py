@@ -11,6 +11,7 @@ from torch import nn
 from altcore.engine.checked_workload import ENTROPY, CheckedWorkload, check_batch, tensors_in
 from altcore.engine.flag_watch import watched
 from altcore.engine.named_errors import naming
+from altcore.errors import PluginError
 
 
 @define(eq=False)
@@ -78,6 +79,8 @@ class CustomWorkload:
         with naming(who, called):
             batch = self.given(split, step, micro)
         check_batch(batch, f"{who} {called}")
+        if batch is None and self.given_loss is None:
+            raise PluginError(f"{who} returned None for {called}, which no workload's loss can use")
         return batch
 
     @property
