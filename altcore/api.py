@@ -16,6 +16,7 @@ from altcore.engine import (
     data_of,
     given_data,
     kinds_of,
+    only_run,
     prepare,
     process_kept,
     resumed_with_keys,
@@ -78,6 +79,8 @@ def train(
     Works under `torch.no_grad` and `torch.inference_mode`, too. A collapse is a result, no error.
     What the run's plugins change of the process, such as torch's threads and flags or the working
     directory, is put back when it ends: the next run computes as a first one.
+    The threads of a process share random states and flags, so one of them trains at a time, and the
+    others are to draw no random numbers. Outside the main thread a run handles no signals.
 
     Args:
         config: a YAML file or a mapping of keys, original flat keys included, or a `TrainConfig`;
@@ -120,6 +123,7 @@ def train(
     given, batch = given_data(given, data)
     # The caller may have switched gradients off.
     with (
+        only_run(),
         process_kept(may_add_variables=True),
         handling_signals(),
         torch.inference_mode(False),

@@ -91,10 +91,22 @@ def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
 
 
 def open_to_write(path: Path, flags: int = os.O_TRUNC) -> int:
-    """Open a file that may be new; returns its descriptor. A symbolic link is not followed."""
+    """Open a file that may be new; returns its descriptor. A symbolic link is not followed.
+
+    Raises `AltcoreError` if the process has too many open files.
+    """
     crash_point(f"open {path.name}")
     own = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would wait for its reader
-    return os.open(path, os.O_WRONLY | os.O_CREAT | own | flags, 0o666)
+    return _open(path, os.O_WRONLY | os.O_CREAT | own | flags, "write")
+
+
+def _open(path: str | Path, flags: int, doing: str) -> int:
+    """Open a file; if the process has too many, which is not the file's fault, say so."""
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        _check_open_files(path, error, doing)
+        raise
 
 
 def write(descriptor: int, data: bytes | memoryview) -> None:
@@ -231,7 +243,7 @@ def is_open_at(path: Path, descriptor: int) -> bool:
 
 def fsync_folder(path: Path) -> None:
     """Make the names in a folder durable; where the file system cannot, it is told once."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = _open(path, os.O_RDONLY | os.O_CLOEXEC, "sync")
     try:
         fsync(descriptor)
     except OSError as error:
@@ -252,20 +264,16 @@ def open_to_read(path: str | Path, flags: int = 0) -> BufferedReader:
     another has no end, and neither can be read twice.
     Raises `AltcoreError` if the process has too many open files, which is not the file's fault.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
-    except OSError as error:
-        _check_open_files(path, error)
-        raise
+    descriptor = _open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, "read")
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
     raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
-def _check_open_files(path: str | Path, error: OSError) -> None:
+def _check_open_files(path: str | Path, error: OSError, doing: str = "read") -> None:
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        problem = f"too many open files to read {path} (ulimit -n)"
+        problem = f"too many open files to {doing} {path} (ulimit -n)"
         raise AltcoreError(problem) from error
 
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from altcore import durable
-from altcore.errors import BadInput, FailedDisk, NoSpace
+from altcore.errors import AltcoreError, BadInput, FailedDisk, NoSpace
 from altcore.runs import contents
 from altcore.yaml_files import read_mapping
 
@@ -122,3 +122,22 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
                 read(tmp_path / name)
         with pytest.raises(BadInput, match=f"recipe .*{name}: cannot be read: it is not a regular"):
             read_mapping(tmp_path / name, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("act", "doing"),
+    [
+        (lambda path: durable.replace_file(path, b"x"), r"write .*\.f\."),
+        (durable.fsync_folder, "sync .*/f"),
+        (durable.read_file, "read .*/f"),
+    ],
+)
+def test_too_many_open_files_are_named(act, doing, tmp_path, monkeypatch):
+    """With the path, and what would have been done: it is neither the file's fault nor a disk's."""
+
+    def no_descriptor(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", no_descriptor)
+    with pytest.raises(AltcoreError, match=f"^too many open files to {doing}.* \\(ulimit -n\\)"):
+        act(tmp_path / "f")

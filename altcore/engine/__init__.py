@@ -35,6 +35,7 @@ from altcore.engine.measuring import (
 )
 from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.module_kinds import kinds_of
+from altcore.engine.one_run import only_run
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.own_steps import StepWatch, unkept
 from altcore.engine.process_possessions import process_kept
@@ -86,6 +87,7 @@ __all__ = [
     "moments_without_zeros",
     "nan_where_not_finite",
     "on_grid",
+    "only_run",
     "prepare",
     "process_kept",
     "put_model",

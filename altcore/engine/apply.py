@@ -6,6 +6,7 @@ from typing import Any
 
 from altcore.engine.state import Run
 from altcore.errors import AltcoreError, BadInput, PluginError
+from altcore.formats import AnyFormat
 from altcore.hooks import (
     KEEP,
     Action,
@@ -16,7 +17,7 @@ from altcore.hooks import (
     Verdict,
     describe_action,
 )
-from altcore.recipes import change, formats_in
+from altcore.recipes import ResolvedRecipe, change, formats_in
 
 
 def carry_out(run: Run, verdict: Verdict) -> bool:
@@ -108,7 +109,7 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         for part in ("format", "scaling", "rounding")
         if (value := getattr(action, part)) != KEEP
     }
-    before = names_of_formats(run)
+    before, plan = names_of_formats(run), run.quantization.plan
     errors = run.quantization.change(
         change(run.quantization.plan, action.layers, action.roles, **parts)
     )
@@ -122,8 +123,15 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
     run.emit(
         "recipe", **shift, change=describe_action(action), compute=compute, stored_error=errors
     )
-    if "format" in parts:
+    if _formats(run.quantization.plan) != _formats(plan):
         run.shifts.append({"step": run.step, **shift})
+
+
+def _formats(plan: ResolvedRecipe) -> dict[str, dict[str, AnyFormat | None]]:
+    return {
+        name: {operand: cast.format if cast else None for operand, cast in casts.items()}
+        for name, casts in plan.items()
+    }
 
 
 def take_recipe(run: Run, by: str) -> None:

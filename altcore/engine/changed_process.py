@@ -35,6 +35,11 @@ def _of_process(model: nn.Module) -> Iterator[Possession]:
     modules = (m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule))
     owners = (torch, nn.functional, torch.Tensor, nn.Module, *map(type, modules))
     yield from (Names(owner) for owner in dict.fromkeys(owners))
+    yield Value("types of the model's parameters", lambda: _types(model), lambda _: None)
     for flag in (*FLAGS, *PROCESS_FLAGS):
         with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
             yield Value(*flag)
+
+
+def _types(model: nn.Module) -> str:
+    return ", ".join(sorted({str(p.dtype) for p in model.parameters()}))

@@ -9,7 +9,9 @@ from attrs import define
 from torch import nn
 
 from altcore.engine.checked_workload import ENTROPY, CheckedWorkload, check_batch, tensors_in
+from altcore.engine.flag_watch import watched
 from altcore.engine.named_errors import naming
+from altcore.errors import PluginError
 
 
 @define(eq=False)
@@ -77,6 +79,8 @@ class CustomWorkload:
         with naming(who, called):
             batch = self.given(split, step, micro)
         check_batch(batch, f"{who} {called}")
+        if batch is None and self.given_loss is None:
+            raise PluginError(f"{who} returned None for {called}, which no workload's loss can use")
         return batch
 
     @property
@@ -89,7 +93,10 @@ class CustomWorkload:
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the caller's loss or the workload's, with measures if it has some."""
-        return (self.given_loss or self.base.loss)(model, batch)
+        if self.given_loss is None:
+            return self.base.loss(model, batch)
+        with watched(self.who, "loss"):
+            return self.given_loss(model, batch)
 
 
 def own_workload(workload: Any) -> Any:

@@ -27,6 +27,7 @@ from altcore.engine.process_possessions import (
 from altcore.engine.torch_flags import Flag
 from altcore.hook_clock import timing
 from altcore.log import log
+from altcore.signals import handlers, put_back_handlers
 
 _C = torch._C
 _ONE, _SUBNORMAL = 1.0, 5e-324
@@ -195,13 +196,17 @@ def _with_names(label: str, before: Any, now: Any) -> str:
 def watched(who: str, doing: str, *, is_observer: bool = False) -> Iterator[None]:
     """Name others' code that takes too long, or changes flags.
 
-    What is an observer's may not, and they are put back.
+    What is an observer's may not, and they are put back. So are, whoever it is, the handlers of the
+    signals that ask a run to leave: the run would be deaf.
     """
     with timing(who, doing):
-        flags = FlagWatch()
+        flags, own = FlagWatch(), handlers()
         try:
             yield
         finally:
+            if names := put_back_handlers(own):
+                label = f"the handler of {', '.join(names)}"
+                tell_changed(who, doing, [label], ": it is put back")
             if is_observer:
                 tell_changed(who, doing, flags.put_back(), ": it is put back")
             else:

@@ -51,8 +51,10 @@ CODE = ("altcore", "torch", "python")
 def check_given(directory: RunDirectory, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Raise `BadInput` if the caller gave another model or loss, or other data than the run had.
 
-    Only names are compared, before anything is built: what is missing would fail on the way.
+    Only names are compared, before anything is built: what is missing would fail on the way. A run
+    that has no checkpoint is refused for that, since nothing tells what it was given.
     """
+    directory.check_begun()
     name = directory.path.name
     before = given_in(identity_in(directory.path))
     old, new = ({k: {NAME: v.get(NAME)} for k, v in x.items()} for x in (before, given))
@@ -170,7 +172,6 @@ def go_on(
 
     if directory.is_written:
         tidy(directory.checkpoints)
-    directory.check_begun()
     check_environment(directory.path)
     found = _end_of(directory, built, check) or _newest(directory, built, check, unfit)
     is_over = found.manifest["phase"] == ENDED_PHASE

@@ -6,10 +6,8 @@ identities, versions and numbers. `altcore.engine.trespass` compares everything 
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found] # C's, which has no stubs
 import ctypes
 import math
-import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +20,7 @@ from altcore.engine.flag_watch import FlagWatch, tell_changed
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
 from altcore.errors import PluginError, shown, with_article
-from altcore.signals import WATCHED
+from altcore.signals import handlers, put_back_handlers
 
 
 class Kept:
@@ -44,7 +42,7 @@ class Kept:
         self.step, self.lr_scale = run.step, run.lr_scale
         self.reports = tuple(run.reports)
         self.modes, self.rounding, self.flags = _modes(), _rounding(), FlagWatch()
-        self.handlers = _handlers()
+        self.handlers = handlers()
         if step is not None:
             self._keep_scale(step)
 
@@ -65,7 +63,8 @@ class Kept:
             found.append("it may not change the processor's rounding mode")
             _round_to_nearest()
         found.append(self._look_at_flags(plugin, hook))
-        found.append(_put_back_handlers(self.handlers))
+        if names := put_back_handlers(self.handlers):
+            found.append(f"it may not change the handler of {', '.join(names)}")
         if tuple(run.reports) != self.reports:
             found.append(self._drop_reports(run))
         if step is not None:
@@ -175,28 +174,6 @@ def _rounding() -> tuple[float, float]:
 def _round_to_nearest() -> None:
     with suppress(OSError, AttributeError):  # where C has no such function
         ctypes.CDLL(None).fesetround(0)  # FE_TONEAREST
-
-
-_handler_of = _signal.getsignal  # the one of `signal` makes an enum of some, for ten times the time
-_WATCHED = tuple(map(int, WATCHED))
-
-
-def _handlers() -> list[Any]:
-    """Return the handlers of the signals by which a run is asked to leave, and saves."""
-    return [_handler_of(number) for number in _WATCHED]
-
-
-def _put_back_handlers(before: list[Any]) -> str:
-    now = _handlers()
-    if now == before:
-        return ""
-    names = []
-    for number, own, other in zip(WATCHED, before, now, strict=True):
-        if own != other:
-            names.append(number.name)
-            with suppress(ValueError, TypeError):  # in another thread; C code's own
-                signal.signal(number, own)
-    return f"it may not change the handler of {', '.join(names)}"
 
 
 MODES = ("grad mode", "inference mode", "autocast", "autocast", "the default dtype")

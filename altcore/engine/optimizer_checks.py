@@ -43,6 +43,14 @@ def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str | Non
     return [name for group in groups_of(optimizer, model) for name in group]
 
 
+def outside(optimizer: torch.optim.Optimizer, model: nn.Module) -> str | None:
+    """Return what is wrong with an optimizer that moves parameters outside the model."""
+    names = _names(optimizer, model)
+    if None not in names:
+        return None
+    return f"its parameter {names.index(None)} is not the model's, and no checkpoint would hold it"
+
+
 def _shapes(state: Mapping[str, Any]) -> dict[Any, dict[str, list[int]]]:
     return {
         i: {key: list(x.shape) for key, x in entry.items() if isinstance(x, Tensor)}

@@ -23,7 +23,7 @@ from altcore.engine.model_state import (
     without_numbers,
 )
 from altcore.engine.module_kinds import kinds_of, warn_of_other_kinds
-from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
+from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of, outside
 from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
 from altcore.engine.own_gradients import check_gradients, gradients_of, put_gradients
 from altcore.engine.own_recipe import asked_of, check_asked
@@ -167,15 +167,10 @@ class OwnLoop:
         moments = as_builtin(kept)
         if wrong := misstated_moment(self.optimizer, kept):
             raise BadInput(wrong, key="optimizer")
-        layout = layout_of(moments, self.optimizer, self.model)
-        if None in layout["parameters"]:
-            place = layout["parameters"].index(None)
-            problem = (
-                f"its parameter {place} is not the model's, and a checkpoint would not hold it"
-            )
+        if foreign := outside(self.optimizer, self.model):
             hint = "give the model that has all that the optimizer moves"
-            raise BadInput(problem, key="optimizer", hint=hint)
-        return moments, layout
+            raise BadInput(foreign, key="optimizer", hint=hint)
+        return moments, layout_of(moments, self.optimizer, self.model)
 
     def _check_quantization(self) -> None:
         """Raise `BadInput` if the quantization is one no more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from attrs import fields_dict
 
 from altcore.config import TrainConfig
@@ -29,6 +31,16 @@ def about_recipe(config: TrainConfig, quantization: Quantization) -> list[str]:
         for name, own in roles.items()
     ]
     return remarks
+
+
+def about_thread() -> list[str]:
+    """Tell of a run that hears no signals, which Python delivers to the main thread alone."""
+    if threading.current_thread() is threading.main_thread():
+        return []
+    return [
+        "the run is not in the main thread, so it handles no signals: SIGTERM and Ctrl-C do what "
+        "the process has them do, without a checkpoint of the last step"
+    ]
 
 
 def about_warmup(config: TrainConfig) -> list[str]:

@@ -26,7 +26,7 @@ from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import check_alike, check_shares
 from altcore.engine.ranks import Ranks
 from altcore.engine.recomputing import checkpoint_blocks
-from altcore.engine.remarks import about_recipe, about_schedule, about_warmup
+from altcore.engine.remarks import about_recipe, about_schedule, about_thread, about_warmup
 from altcore.engine.state import Run
 from altcore.engine.torchrun import join
 from altcore.formats import origins_recorded
@@ -173,7 +173,7 @@ def _engine(
     )
     remarks = about_recipe(built.config, quantization)
     remarks += about_optimizer(built.optimizer, built.model)
-    remarks += [*about_warmup(built.config), *opening.remarks]
+    remarks += [*about_thread(), *about_warmup(built.config), *opening.remarks]
     for remark in remarks if ranks.rank == 0 else ():
         log.warning(remark)
     engine = Engine(

@@ -287,8 +287,12 @@ class Run:
     def emit(self, kind: str, **data: Any) -> None:
         """Write a line to events.jsonl, with the step, and tell it to ``on_event``.
 
-        ``step`` and ``event`` are the line's own keys, and cannot be in ``data``.
+        ``kind`` is text of one line. ``step`` and ``event`` are the line's own keys, and cannot be
+        in ``data``.
         """
+        if not (isinstance(kind, str) and kind.strip() and kind.isprintable()):
+            problem = f"the event's kind is {shown(kind)}: it has to be a line of text"
+            raise PluginError(problem)
         taken = next((key for key in ("step", "event") if key in data), None)
         if taken:
             raise PluginError(f"the event {kind!r} cannot hold {taken!r}: each line has its own")

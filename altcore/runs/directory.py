@@ -51,6 +51,8 @@ class RunDirectory:
     _durable_logs: int = field(init=False, default=0)
     """How many of them had their names on the disk when they were last synced."""
     _run_id: str | None = None
+    _harmed: dict[str, str] = field(init=False, factory=dict)
+    """What is wrong with .jsonl files, and is told between two steps, where the state is whole."""
     _closed_by: str = field(init=False, default="")
 
     @classmethod
@@ -182,13 +184,16 @@ class RunDirectory:
         return [*filter(None, done)]
 
     def _check_logs(self) -> None:
-        found: dict[str, list[str]] = {}
         for file in list(self._logs):
             if problem := self._logs[file].problem:
-                found.setdefault(problem, []).append(str(self.path / file))
+                self._harmed.setdefault(file, problem)
                 self._logs.pop(file).close()
-        if not found:
+        if not self._harmed:
             return
+        found: dict[str, list[str]] = {}
+        while self._harmed:
+            file, problem = self._harmed.popitem()
+            found.setdefault(problem, []).append(str(self.path / file))
         told = "; ".join(f"{', '.join(files)} {problem}" for problem, files in found.items())
         by, self._closed_by = self._closed_by, ""
         raise LostRecord(f"the run's record is damaged: {told}{by}")
@@ -196,11 +201,11 @@ class RunDirectory:
     def note_if_closed(self, who: object, doing: str) -> None:
         """Note whose code ran when the record was closed, as far as can be told: the error says it.
 
-        Called after each call of a plugin, so it looks at one file, and only for a descriptor.
+        Called after each call of a plugin, so it only looks for a descriptor.
         """
-        file = next(iter(self._logs.values()), None)
-        if file is not None and not file.has_descriptor and not self._closed_by:
-            self._closed_by = f", in {doing} of {who}"
+        for file in self._logs.values():
+            if not file.has_descriptor and not self._closed_by:
+                self._closed_by = f", in {doing} of {who}"
 
     def begin_anew(self, name: str) -> None:
         """Be another directory from now on, a new one beside the one that is lost."""
@@ -213,14 +218,21 @@ class RunDirectory:
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
         text = ENCODER.encode(to_json(line)) + "\n"
-        if not self._log(file).is_open:
-            self._check_logs()
         self._log(file).append(text.encode())
 
     def _log(self, file: str) -> LogFile:
-        if file not in self._logs:
-            self._logs[file] = LogFile.open(self.path / file)
-        return self._logs[file]
+        """Return a .jsonl file; one that other code closed is opened again, and told of later."""
+        held = self._logs.get(file)
+        if held is not None and not held.is_open:
+            self._harmed[file] = "was closed by other code in this process"
+            held = None
+        if held is None:
+            try:
+                held = self._logs[file] = LogFile.open(self.path / file)
+            except OSError:
+                self._check_logs()  # a lost directory is why, and the error says so
+                raise
+        return held
 
     def open_logs(self) -> None:
         """Have the .jsonl files open: what is appended stays if the directory is moved away."""

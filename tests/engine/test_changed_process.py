@@ -51,9 +51,9 @@ def test_an_error_names_what_was_changed(change, told, monkeypatch):
         break_after(lambda: change(monkeypatch))
 
 
-def break_after(change):
+def break_after(change, model=None):
     """Raise an error after a change."""
-    with changes_named(nn.Sequential(nn.Linear(2, 2))):
+    with changes_named(model or nn.Sequential(nn.Linear(2, 2))):
         change()
         raise PluginError("it broke")
 
@@ -74,3 +74,10 @@ def test_a_lower_recursion_limit_is_named():
             break_after(lambda: sys.setrecursionlimit(limit - 1))
     finally:
         sys.setrecursionlimit(limit)
+
+
+def test_a_model_that_was_cast_is_named():
+    """The loss that then fails is not to blame."""
+    model = nn.Linear(2, 2)
+    with pytest.raises(PluginError, match="changed types of the model's parameters: it may be"):
+        break_after(model.half, model)

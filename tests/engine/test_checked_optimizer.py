@@ -93,6 +93,15 @@ def test_an_optimizer_without_the_models_parameters_is_refused(own, start):
     assert not (start.runs / "r").exists()
 
 
+def test_an_optimizer_may_move_no_parameter_outside_the_model(own, start):
+    """Its moments would come back in a resume, and its value would not."""
+    own(parameters=lambda named: [*(p for _, p in named), torch.nn.Parameter(torch.ones(1))])
+    told = r"its parameter \d+ is not the model's, and no checkpoint would hold it: make it a "
+    with pytest.raises(PluginError, match=WHO + told):
+        start(optimizer="own", name="r")
+    assert not (start.runs / "r").exists()
+
+
 def test_parameters_that_an_optimizer_leaves_out_are_told(own, start):
     """By name."""
     own(parameters=lambda named: [p for n, p in named if "wte" not in n])

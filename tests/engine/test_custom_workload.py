@@ -48,6 +48,17 @@ def test_batches_of_my_own_are_counted(start):
     assert run.summary["item"] == "tokens"
 
 
+def test_data_that_return_nothing_are_named_with_the_batch(start):
+    """The workload is not to blame for it. A loss of one's own may need no batch."""
+
+    def data(split, step, micro):
+        return None if (split, step) == ("train", 2) else coins(split, step, micro)
+
+    told = r"^data, the function that was given, returned None for batch \('train', 2, 0\)"
+    with pytest.raises(PluginError, match=told):
+        altcore.train(start.config(max_steps=2), data=data)
+
+
 def test_where_the_workload_counts_no_batches_rows_are_counted(shelf, start):
     """They are called examples: what its items are is not known of them."""
     plant(shelf, "regression")

@@ -222,6 +222,27 @@ def test_an_event_cannot_replace_the_keys_of_its_line(shelf, start, key):
     assert not events(result.run_directory, "mine")
 
 
+def test_the_kind_of_an_event_is_a_line_of_text(shelf, start):
+    """Nobody could ask for it by another."""
+    said = []
+
+    @define(eq=False)
+    class Emits:
+        @hookimpl
+        def post_step(self, run):
+            for kind in ("", " ", "a\nb", 3, None):
+                with pytest.raises(PluginError) as caught:
+                    run.emit(kind)
+                said.append(str(caught.value))
+            run.emit("own/kind of mine")
+
+    shelf.install("diagnostic", "emits", Emits)
+    result = start(["emits"], max_steps=1)
+    assert [line.partition(": ")[2] for line in said] == ["it has to be a line of text"] * 5
+    assert events(result.run_directory, "degraded") == []
+    assert len(events(result.run_directory, "own/kind of mine")) == 1
+
+
 UPWARD = {"x86_64": 0x800, "aarch64": 0x400000, "arm64": 0x400000}
 """FE_UPWARD of C, by processor."""
 

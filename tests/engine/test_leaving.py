@@ -4,7 +4,11 @@ import signal
 
 import pytest
 from helpers import checkpoints, events, metrics_bytes, weights_sha256
+from helpers_plugins import make
+from planted import BuiltRegression, Regression, plant
+from structlog.testing import capture_logs
 
+import altcore
 from altcore.engine.ending import Ending
 from altcore.errors import Interrupted
 
@@ -42,7 +46,6 @@ def test_an_evaluation_that_is_left_is_made_when_the_run_goes_on(start, monkeypa
 
 def test_a_signal_before_the_first_step_leaves_the_run_as_new(shelf, start):
     """The checkpoint of step 0 is enough to go on from."""
-    from helpers_plugins import make
 
     def ask(self):
         signal.raise_signal(signal.SIGUSR2)
@@ -82,3 +85,41 @@ def test_workers_that_a_signal_ended_fail_no_run(start, monkeypatch):
     (end,) = events(start.runs / "r", "end")
     assert end["status"] == "interrupted"
     assert "worker 1 is killed by a signal" in end["error"]
+
+
+@pytest.mark.parametrize("whose", ["workload", "data", "loss", "model"])
+def test_whoever_sets_a_handler_the_run_hears_signals(shelf, start, whose):
+    """Libraries of data and of tracking do: the run would end without a checkpoint."""
+    plant(shelf, "regression")
+    config = start.config(workload="regression", max_steps=5, name="r")
+    workload = Regression().build(0, "cpu")
+    names = {"workload": "workload regression", "data": "data, the", "loss": "loss, the"}
+
+    def deaf(function):
+        def changed(*given, **keys):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            return function(*given, **keys)
+
+        return changed
+
+    def ask(self, step):
+        if step.index == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    shelf.install("reporter", "asks", make({"pre_step": ask}))
+    given = {}
+    if whose == "workload":
+        shelf.monkeypatch.setattr(BuiltRegression, "batch", deaf(BuiltRegression.batch))
+    elif whose == "model":
+        given["model"] = workload.model
+        workload.model.forward = deaf(workload.model.forward)
+    else:
+        given[whose] = deaf(workload.batch if whose == "data" else workload.loss)
+    before = signal.getsignal(signal.SIGTERM)
+    with capture_logs() as logs, pytest.raises(Interrupted, match="SIGTERM: left after a check"):
+        altcore.train(config.evolve(plugins=("asks",)), **given)
+    told = [x["event"] for x in logs if "changed the handler of SIGTERM in " in x["event"]]
+    assert all(line.startswith(names.get(whose, names["workload"])) for line in told)
+    assert told[-1].endswith(": it is put back")
+    assert checkpoints(start.runs / "r")[-1] == "step-00000003"
+    assert signal.getsignal(signal.SIGTERM) == before

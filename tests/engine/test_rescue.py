@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from attrs import define
-from helpers import checkpoints, events, state, weights_sha256
+from helpers import checkpoints, events, metrics_bytes, state, weights_sha256
 from helpers_cli import TINY
 from helpers_crashes import ended, forked_command
 from helpers_plugins import make
 
 from altcore import hookimpl
 from altcore.errors import AltcoreError, BadInput
-from altcore.runs import summary_of
+from altcore.runs import read_lines, summary_of
 
 
 def acting(shelf, act, on=3):
@@ -172,6 +172,41 @@ def test_a_record_that_is_harmed_is_an_error_that_loses_no_state(shelf, start, l
     start.resume("r")
     plain = start(name="plain", max_steps=6)
     assert weights_sha256(run) == weights_sha256(plain.run_directory)
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "timings.jsonl", "events.jsonl"])
+@pytest.mark.parametrize("hook", ["post_step", "on_event"])
+def test_a_record_that_is_closed_costs_no_step(shelf, start, log, hook):
+    """Whenever that is: the run ends with an error after its next checkpoint, however late."""
+    left = [log]
+
+    def act(run, called):
+        if called == hook and run.step == 2 and left:
+            close(run.directory / left.pop())
+
+    @define(eq=False)
+    class Bad:
+        @hookimpl
+        def post_step(self, run, step):
+            act(run, "post_step")
+            if step.index == 2 and hook == "on_event":
+                run.emit("woken")
+
+        @hookimpl
+        def on_event(self, run):
+            act(run, "on_event")
+
+    shelf.install("diagnostic", "bad", Bad)
+    told = rf"/{log} was closed by other code in this process, in {hook} of diagnostic bad"
+    keys = {"max_steps": 5, "checkpoint_interval": 100, "eval_interval": 0}
+    with pytest.raises(AltcoreError, match=rf"{told}.*; the state after step 5 is saved"):
+        start(["bad"], name="r", **keys)
+    run, plain = start.runs / "r", start(name="plain", **keys).run_directory
+    assert events(run, "end")[-1]["status"] == "failed"
+    assert len(read_lines(run / "metrics.jsonl")) == 5
+    assert weights_sha256(run) == weights_sha256(plain)
+    assert start.resume("r").summary["status"] == "finished"
+    assert metrics_bytes(run) == metrics_bytes(plain)
 
 
 def test_a_plugin_that_closes_every_descriptor_is_named_without_a_traceback(

@@ -196,8 +196,10 @@ def test_a_run_that_fails_before_its_first_checkpoint_begins_anew(shelf, start):
     shelf.install("intervention", "broken", Broken)
     with pytest.raises(PluginError, match="Crash"):
         start(["broken"], name="r")
-    with pytest.raises(BadInput, match="begin it anew under its --name"):
-        start.resume("r")
+    given = {"data": lambda *_: None, "model": torch.nn.Linear(2, 2)}
+    for own in ({}, given):  # nothing tells what it was given
+        with pytest.raises(BadInput, match="begin it anew under its --name"):
+            altcore.train({"runs_dir": str(start.runs)}, resume="r", **own)
     with capture_logs() as logs:
         run = start(["broken"], name="r")
     assert any("begins anew" in entry["event"] for entry in logs)

@@ -651,6 +651,15 @@ def test_a_shift_starts_the_count_anew(shelf, start, patience):
     assert counts == [*range(1, patience + 1)] * 2
 
 
+def test_a_shift_to_the_formats_that_are_there_is_none(shelf, start):
+    """The event tells of the action; the summary counts no shift."""
+    same = ShiftFormat(get_format("E4M3"), reason=R)
+    nan_in(shelf, [1, 2], s1=same, s2=ShiftFormat(E5M2, reason=R))
+    run = start(["nan"], format="E4M3", max_steps=3, nan_patience=5)
+    assert [e["to"] for e in events(run.run_directory, "recipe")] == [["E4M3"], ["E5M2"]]
+    assert [shift["to"] for shift in run.summary["shifts"]] == [["E5M2"]]
+
+
 def test_an_answer_to_a_collapse_saves_the_run(shelf, start):
     """on_collapse may shift the format; the run then goes on and may collapse again."""
     nan_in(shelf, [2, 3, 4, 5])
