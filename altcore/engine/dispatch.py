@@ -15,7 +15,7 @@ from typing import Any
 import pluggy
 from attrs import define, field
 
-from altcore.builtin_types import as_builtin
+from altcore.builtin_types import as_builtin, copied
 from altcore.engine.calls import Boundary
 from altcore.engine.guards import Kept
 from altcore.engine.losses import who_is
@@ -148,7 +148,8 @@ class Dispatcher:
     ) -> Iterator[tuple[Plugin, Any]]:
         """Yield each plugin with what it returned, as soon as it did.
 
-        ``history`` is an argument by plugin; a plugin without one is not called.
+        ``history`` is an argument by plugin; a plugin without one is not called. Dictionaries are
+        handed out as copies: what a plugin does to its own reaches nobody else.
         """
         self.boundary.tell_late(run)
         if not self._calls[hook]:
@@ -170,7 +171,7 @@ class Dispatcher:
             result = None
             try:
                 with self.boundary.call(plugin, hook, run, step, kept=kept):
-                    returned = as_builtin(function(*[known[name] for name in names]))
+                    returned = as_builtin(function(*[copied(known[name]) for name in names]))
                     if hook in MEASURING:
                         returned = measured(returned, known["step"].measures.get(plugin.name, ()))
                     check_return(plugin, hook, returned)

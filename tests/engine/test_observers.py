@@ -622,6 +622,83 @@ def test_under_strict_the_run_stops(shelf, start):
         trained(start, "r", "sly", strict=True)
 
 
+def test_hooks_hand_out_copies(shelf, start):
+    """What one plugin does to a line, an event or a summary reaches neither run nor plugins."""
+
+    def spoil(told):
+        for value in told.values():
+            if isinstance(value, list):
+                value.clear()
+        told.clear()
+
+    @define(eq=False)
+    class Spoils:
+        @hookimpl
+        def on_record(self, metrics):
+            spoil(metrics)
+
+        @hookimpl
+        def on_eval(self, metrics):
+            spoil(metrics)
+
+        @hookimpl
+        def on_collapse(self, evidence):
+            spoil(evidence)
+
+        @hookimpl
+        def on_event(self, event):
+            spoil(event)
+
+        @hookimpl
+        def run_end(self, summary):
+            spoil(summary)
+
+    told = []
+
+    @define(eq=False)
+    class Hears:
+        @hookimpl
+        def on_record(self, metrics):
+            told.append(("record", str(metrics["loss"])))
+
+        @hookimpl
+        def on_eval(self, metrics):
+            told.append(("eval", metrics["val_loss"]))
+
+        @hookimpl
+        def on_collapse(self, evidence):
+            told.append(("collapse", len(evidence["layers"])))
+
+        @hookimpl
+        def on_event(self, event):
+            told.append((event["event"], len(event)))
+
+        @hookimpl
+        def run_end(self, summary):
+            told.append(("summary", len(summary)))
+
+    @define(eq=False)
+    class Spoiled:
+        @hookimpl
+        def pre_backward(self, step):
+            if step.index == 3:
+                step.loss = step.loss * float("nan")
+
+    shelf.install("intervention", "nans", Spoiled)
+    shelf.install("diagnostic", "spoils", Spoils)
+    shelf.install("reporter", "hears", Hears)
+    keys = {"max_steps": 4, "eval_interval": 2, "nan_patience": 1, "format": "E4M3"}
+    ends = []
+    for name, plugins in (("plain", ["nans", "hears"]), ("r", ["nans", "spoils", "hears"])):
+        run = start(plugins, name=name, log_interval=1, **keys)
+        summary = {k: run.summary[k] for k in ("status", "verdict", "val_loss", "best_step")}
+        ends.append((summary, run.summary["degraded"], told[:]))
+        told.clear()
+    assert ends[0] == ends[1]
+    assert ends[0][0]["status"] == "collapsed"
+    assert {"record", "eval", "collapse", "summary", "end"} <= {kind for kind, _ in ends[0][2]}
+
+
 def test_hooks_last_as_long_as_the_pass_that_they_watch(shelf, start):
     """Within their context they are no trespass; left behind they are."""
 
