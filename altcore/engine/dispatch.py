@@ -43,6 +43,8 @@ class Dispatcher:
     _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
     _due: tuple[int, set[str]] | None = field(init=False, default=None)
     """A step, and the names of the plugins that are due on it."""
+    _hearing: set[str] = field(init=False, factory=set)
+    """The plugins whose ``on_event`` runs: they are told of no event that comes meanwhile."""
     boundary: Boundary = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -164,6 +166,10 @@ class Dispatcher:
                 continue
             if acting not in (None, plugin.acts):
                 continue
+            if hook == "on_event":
+                if plugin.name in self._hearing:
+                    continue
+                self._hearing.add(plugin.name)
             if history is not None:
                 if plugin.name not in history:
                     continue
@@ -181,6 +187,9 @@ class Dispatcher:
                 if hook not in ("findings", "run_end"):
                     raise
                 failure = failure or error
+            finally:
+                if hook == "on_event":
+                    self._hearing.discard(plugin.name)
             if result is not None:
                 yield plugin, result
         if failure:
