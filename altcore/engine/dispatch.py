@@ -80,6 +80,10 @@ class Dispatcher:
         """Whether any plugin has the hook."""
         return bool(self._calls[hook])
 
+    def acts_in(self, *hooks: str) -> bool:
+        """Whether an intervention has one of these hooks."""
+        return any(plugin.acts for hook in hooks for plugin, _, _ in self._calls[hook])
+
     def needs(self, run: Run, step: Step) -> set[str]:
         """Return the captures that the plugins due on ``step`` need.
 

@@ -223,7 +223,8 @@ class Engine:
     def clip(self, step: Step) -> Tensor:
         """Clip to ``grad_clip`` after the clippers; returns the norm before this, 0-dim."""
         limit, norm = self.run.config.grad_clip, step.grad_norm
-        if norm is None or self.record.changes_gradients:
+        is_old = self.record.changes_gradients or self.dispatch.acts_in("post_backward")
+        if norm is None or is_old:
             norm = self.gradients.norm()
         if limit > 0:
             # A norm that is not finite would spoil every gradient before it is seen which one is.

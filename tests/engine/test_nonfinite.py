@@ -93,3 +93,22 @@ def test_what_is_not_finite_is_found_in_its_step(shelf, start, case):
     for name in checkpoints(run):
         if name.startswith("step-") and name != "step-00000000":
             assert all(torch.isfinite(w).all() for w in state(run, name)["model"].values())
+
+
+def test_a_gradient_that_any_hook_spoils_reaches_no_optimizer(shelf, start):
+    """As post_backward of an intervention, which may not change it: the norm is taken anew."""
+
+    @define(eq=False)
+    class Measures:
+        @hookimpl
+        def post_backward(self, run, step):
+            if step.index == 2:
+                first_matrix(run).grad.data[0, 0] = float("nan")
+
+    shelf.install("intervention", "measures", Measures)
+    run = start(["measures"], max_steps=3)
+    assert [(e["step"], e["what"]) for e in events(run.run_directory, "nan")] == [
+        (2, "final gradient")
+    ]
+    assert all(torch.isfinite(w).all() for w in state(run.run_directory)["model"].values())
+    assert not any("grad_norm_after_plugins" in line for line in run.metrics_history)
