@@ -39,6 +39,20 @@ def as_builtin(value: Any) -> Any:
     return value
 
 
+def copied(value: Any) -> Any:
+    """Return mappings, lists and tuples as new ones, at every depth; all else is the same object.
+
+    >>> line = {"loss": 2.5, "norms": [1, 2]}
+    >>> copied(line) == line, copied(line)["norms"] is line["norms"]
+    (True, False)
+    """
+    if isinstance(value, Mapping):
+        return {k: copied(v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(copied, value))
+    return value
+
+
 def nested_too_deeply(value: Any) -> str:
     """Return what is wrong with a value of more than `DEEPEST` levels, or an empty text.
 

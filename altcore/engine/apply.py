@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from altcore.engine.state import Run
@@ -73,8 +74,12 @@ def _carry_out(run: Run, action: Action, by: Proposal) -> bool:
         run.lr_scale *= action.factor
         return False
     if isinstance(action, Rollback):
+        plan = run.quantization.plan
         taken_at = roll_back(run, action.steps)
         run.emit("rollback", plugin=by.plugin, to=taken_at, reason=action.reason)
+        if run.quantization.plan != plan:
+            reason = f"back to the recipe of step {taken_at}"
+            _note_change(run, action, by.plugin, plan, reason, {})
         if action.then is not None:
             _carry_out(run, action.then, by)
         return True
@@ -109,16 +114,24 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         for part in ("format", "scaling", "rounding")
         if (value := getattr(action, part)) != KEEP
     }
-    before, plan = names_of_formats(run), run.quantization.plan
+    plan = run.quantization.plan
     errors = run.quantization.change(
         change(run.quantization.plan, action.layers, action.roles, **parts)
     )
-    shift = {
-        "plugin": plugin,
-        "from": before,
-        "to": names_of_formats(run),
-        "reason": action.reason,
-    }
+    _note_change(run, action, plugin, plan, action.reason, errors)
+
+
+def _note_change(
+    run: Run,
+    action: Action,
+    plugin: str,
+    plan: ResolvedRecipe,
+    reason: str,
+    errors: Mapping[str, float],
+) -> None:
+    """Record that another recipe follows the one of ``plan``, from the next step on."""
+    now = names_of_formats(run)
+    shift = {"plugin": plugin, "from": _names(plan), "to": now, "reason": reason}
     compute = run.quantization.compute
     run.emit(
         "recipe", **shift, change=describe_action(action), compute=compute, stored_error=errors
@@ -144,4 +157,8 @@ def take_recipe(run: Run, by: str) -> None:
 
 def names_of_formats(run: Run) -> list[str]:
     """Return the names of the formats that the current plan uses, sorted."""
-    return sorted({fmt.name for fmt in formats_in(run.quantization.plan)})
+    return _names(run.quantization.plan)
+
+
+def _names(plan: ResolvedRecipe) -> list[str]:
+    return sorted({fmt.name for fmt in formats_in(plan)})

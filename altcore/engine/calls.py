@@ -87,9 +87,16 @@ class Boundary:
         if plugin.acts or self.strict:
             raise PluginError(text) from error
         plugin.is_disabled = True
-        log.warning("plugin disabled for the rest of the run", plugin=str(plugin), error=message)
         run.degraded.append(plugin.name)
-        run._write_event("degraded", plugin=plugin.name, message=text)
+        try:
+            log.warning(
+                "plugin disabled for the rest of the run", plugin=str(plugin), error=message
+            )
+            run._write_event("degraded", plugin=plugin.name, message=text)
+        except RecursionError:  # nothing can be told in a full stack: the call further out tells
+            plugin.is_disabled = False
+            run.degraded.remove(plugin.name)
+            raise
 
 
 class Call:

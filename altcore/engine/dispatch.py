@@ -15,7 +15,7 @@ from typing import Any
 import pluggy
 from attrs import define, field
 
-from altcore.builtin_types import as_builtin
+from altcore.builtin_types import as_builtin, copied
 from altcore.engine.calls import Boundary
 from altcore.engine.guards import Kept
 from altcore.engine.losses import who_is
@@ -43,6 +43,8 @@ class Dispatcher:
     _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
     _due: tuple[int, set[str]] | None = field(init=False, default=None)
     """A step, and the names of the plugins that are due on it."""
+    _hearing: set[str] = field(init=False, factory=set)
+    """The plugins whose ``on_event`` runs: they are told of no event that comes meanwhile."""
     boundary: Boundary = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -77,6 +79,10 @@ class Dispatcher:
     def implements(self, hook: str) -> bool:
         """Whether any plugin has the hook."""
         return bool(self._calls[hook])
+
+    def acts_in(self, *hooks: str) -> bool:
+        """Whether an intervention has one of these hooks."""
+        return any(plugin.acts for hook in hooks for plugin, _, _ in self._calls[hook])
 
     def needs(self, run: Run, step: Step) -> set[str]:
         """Return the captures that the plugins due on ``step`` need.
@@ -148,7 +154,8 @@ class Dispatcher:
     ) -> Iterator[tuple[Plugin, Any]]:
         """Yield each plugin with what it returned, as soon as it did.
 
-        ``history`` is an argument by plugin; a plugin without one is not called.
+        ``history`` is an argument by plugin; a plugin without one is not called. Dictionaries are
+        handed out as copies: what a plugin does to its own reaches nobody else.
         """
         self.boundary.tell_late(run)
         if not self._calls[hook]:
@@ -163,6 +170,10 @@ class Dispatcher:
                 continue
             if acting not in (None, plugin.acts):
                 continue
+            if hook == "on_event":
+                if plugin.name in self._hearing:
+                    continue
+                self._hearing.add(plugin.name)
             if history is not None:
                 if plugin.name not in history:
                     continue
@@ -170,7 +181,7 @@ class Dispatcher:
             result = None
             try:
                 with self.boundary.call(plugin, hook, run, step, kept=kept):
-                    returned = as_builtin(function(*[known[name] for name in names]))
+                    returned = as_builtin(function(*[copied(known[name]) for name in names]))
                     if hook in MEASURING:
                         returned = measured(returned, known["step"].measures.get(plugin.name, ()))
                     check_return(plugin, hook, returned)
@@ -180,6 +191,9 @@ class Dispatcher:
                 if hook not in ("findings", "run_end"):
                     raise
                 failure = failure or error
+            finally:
+                if hook == "on_event":
+                    self._hearing.discard(plugin.name)
             if result is not None:
                 yield plugin, result
         if failure:

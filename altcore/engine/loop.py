@@ -59,7 +59,7 @@ from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
 from altcore.engine.weights import WeightCheck
-from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
+from altcore.hooks import BEFORE_OPTIMIZER, Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import Checkpoint, RunDirectory
 
 
@@ -203,6 +203,7 @@ class Engine:
             run.snapshots.append(taken)
             while len(run.snapshots) > config.max_snapshots:
                 run.snapshots.popleft()
+        self.weights.begin_step(compares=self.dispatch.acts_in(*BEFORE_OPTIMIZER))
         self.captures.attach(step, self.needs)
 
     def place(self, step: Step) -> Step:
@@ -223,7 +224,8 @@ class Engine:
     def clip(self, step: Step) -> Tensor:
         """Clip to ``grad_clip`` after the clippers; returns the norm before this, 0-dim."""
         limit, norm = self.run.config.grad_clip, step.grad_norm
-        if norm is None or self.record.changes_gradients:
+        is_old = self.record.changes_gradients or self.dispatch.acts_in("post_backward")
+        if norm is None or is_old:
             norm = self.gradients.norm()
         if limit > 0:
             # A norm that is not finite would spoil every gradient before it is seen which one is.

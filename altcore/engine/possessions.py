@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from attrs import fields
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
@@ -25,17 +26,15 @@ from altcore.quantization import Quantization
 
 RUN = ("config", "directory", "device", "workload", "model", "optimizer", "quantization", "epoch")
 STEP = (
-    *("index", "epoch", "learning_rate", "is_recorded", "micro", "batch", "discarded", "grad_norm"),
-    *("weights_before", "weights_proposed", "gradients", "gradients_final", "activations"),
-    *("output_gradients",),
+    *("index", "epoch", "learning_rate", "is_recorded", "items", "micro", "batch", "discarded"),
+    *("mean_loss", "grad_norm", "measures", "weights_before", "weights_proposed", "gradients"),
+    *("gradients_final", "activations", "output_gradients"),
 )
-QUANTIZATION = (
-    *("recipe", "plan", "layers", "stored", "quantizers", "counters", "weights", "_hooks"),
-    *("_kept_hooks", "_state_casts", "_optimizer"),
-)
-CONTEXT = ("compute", "is_off", "is_frozen", "tracks_views", "measures_errors", "clock")
-STORED = ("scale", "scale_before", "before", "parameter", "version", "cast")
-QUANTIZER = ("cast", "history", "last_scale", "last_key")
+HANDED_OUT = STEP[STEP.index("mean_loss") :]
+"""Those that are tensors, or hold some, and that the engine or another plugin reads later."""
+SNAPSHOT = ("weights", "buffers", "optimizer", "quantization")
+MOVES = {"calls", "last_step", "has_learned", "is_coverage_told"}
+"""Of the quantization what a probe moves; the random bits that depend on it have their own."""
 
 
 def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> Iterator[Possession]:
@@ -44,10 +43,13 @@ def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> It
     ``by_value`` copies every tensor, so that a write past its version is found, and put back.
     """
     yield from of_process(run.device, kind)
-    yield from _of_run(run)
+    yield from _of_run(run, by_value)
     if step is not None:
         yield from (attribute(f"step.{name}", step, name) for name in STEP)
         yield from _tensors("the batch", step.batch, by_value)
+        for name in HANDED_OUT:
+            yield from _tensors(f"step.{name}", getattr(step, name), by_value)
+        yield from _tensors("step.loss_scale", step.loss_scale, by_value)
         if isinstance(step.loss, Tensor):
             yield from _hooks("the hooks of the loss", step.loss, by_value)
     yield from _of_modules(run.model)
@@ -64,17 +66,24 @@ def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> It
     yield from _of_quantization(run.quantization, by_value)
 
 
-def _of_run(run: Run) -> Iterator[Possession]:
+def _of_run(run: Run, by_value: bool) -> Iterator[Possession]:
     yield Configuration(run.config)
     yield from (attribute(f"run.{name}", run, name) for name in RUN)
-    yield Entries("run.shifts", run.shifts)
+    yield Entries("run.degraded", run.degraded)
+    yield from _tensors("run.shifts", run.shifts, by_value)
     yield Entries("run.snapshots", run.snapshots)
+    for snapshot in run.snapshots:
+        for name in SNAPSHOT:
+            yield from _tensors("run.snapshots", getattr(snapshot, name), by_value)
 
 
 def _tensors(label: str, held: Any, by_value: bool) -> Iterator[Possession]:
+    """Yield tensors, and the dictionaries and lists that hold them, at every depth."""
     if isinstance(held, Tensor):
         yield TensorValue(label, held, by_value=by_value)
-    elif isinstance(held, Mapping):
+    elif isinstance(held, dict | list):
+        yield Entries(label, held)
+    if isinstance(held, Mapping):
         held = list(held.values())
     if isinstance(held, list | tuple):
         for part in held:
@@ -203,7 +212,7 @@ def _of_optimizer(run: Run, by_value: bool) -> Iterator[Possession]:
     for p, state in optimizer.state.items():
         place = f"the optimizer's state of {names.get(id(p), 'a parameter')}"
         yield Entries(place, state, says_which=True)
-        yield from _tensors(place, state, by_value)
+        yield from _tensors(place, list(state.values()), by_value)
 
 
 class OptimizerState:
@@ -232,17 +241,18 @@ class OptimizerState:
 
 
 def _of_quantization(q: Quantization, by_value: bool) -> Iterator[Possession]:
-    parts: list[tuple[str, Any, tuple[str, ...]]] = [
-        ("the quantization", q, QUANTIZATION),
-        ("the quantization", q.context, CONTEXT),
-        ("the quantization's clock", q.context.clock, ("step", "seed")),
-        *((f"the quantizer of {x.site}", x, QUANTIZER) for x in q.quantizers),
-        *((f"stored weight {name}", x, STORED) for name, x in q.stored.items()),
+    parts = [
+        *(("the quantization", x) for x in (q, q.context)),
+        ("the quantization's clock", q.context.clock),
+        ("the quantization's counters", q.counters),
+        *((f"the quantizer of {x.site}", x) for x in q.quantizers),
+        *((f"stored weight {name}", x) for name, x in q.stored.items()),
+        *((f"the quantization of layer {name}", x) for name, x in q.layers.items()),
     ]
-    for place, owner, names in parts:
-        for name in names:
+    for place, owner in parts:
+        for name in (f.name for f in fields(type(owner)) if f.name not in MOVES):
             yield attribute(f"{name} of {place}", owner, name)
-            if name != "parameter":  # a weight of the model
+            if name not in ("parameter", "counts", "errors"):  # of the model, of the counters
                 yield from _tensors(f"{name} of {place}", _tensor_of(owner, name), by_value)
     for quantizer in q.quantizers:
         yield _calls_of(quantizer)
@@ -250,7 +260,6 @@ def _of_quantization(q: Quantization, by_value: bool) -> Iterator[Possession]:
         yield Entries(f"the casts of layer {name}", casts)
     for name, layer in q.layers.items():
         place = f"the quantization of layer {name}"
-        yield attribute(place, layer, "is_removed")
         for held in (layer.stored, layer.views, layer.seen_as):
             yield Entries(place, held)
     yield Entries("the quantization", q.layers)

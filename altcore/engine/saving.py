@@ -233,9 +233,10 @@ class Saving:
         """Read at once whether the weights are; if not, tell it and keep them as an anomaly."""
         run = self.state.run
         if self.looked[:1] != (run.step,):
+            is_new = self.weights.since is None  # else this step has told it
             bad = self.weights.judge(float(self.weights.norm()), run.step)
             self.looked = (run.step, bad is None)
-            if bad is not None and bad.arose == run.step:  # else this step has told it
+            if bad is not None and is_new:
                 self.tell_nonfinite(bad)
         return bool(self.looked[1])
 

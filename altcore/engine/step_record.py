@@ -64,6 +64,7 @@ class StepRecord:
             "final_norm": final_norm,
             "nonfinite": q.counters.nonfinite() if q.quantizers else 0,
             "weights_norm": weights.norm(),
+            "norm_at_start": weights.at_start,
             "dead": gradients.dead_steps.max(),
             "loss_scale": step.loss_scale,
         }
@@ -78,8 +79,9 @@ class StepRecord:
             self.history.note_stall(self.lines.previous.values, every)
         self.history.note_loss(step.index, host["loss"])
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
-        norm = host["weights_norm"]
-        bad = host["bad_state"] = weights.judge(norm, step.index - 1, is_running=True)
+        at_start, before = host["norm_at_start"], step.index - 1
+        bad = weights.judge(host["weights_norm"], before, is_running=True, at_start=at_start)
+        host["bad_state"] = bad
         is_bad = bad is not None or bool(host["nonfinite"] or host["is_bad"])
         host["is_finite"] = all(map(math.isfinite, norms)) and not is_bad
         if step.is_recorded:

@@ -200,7 +200,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     if a.layout is not torch.strided or a.is_quantized:
         return True  # known by their version alone
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    own, other = (t.reshape(-1).contiguous().view(torch.uint8) for t in (a, b))
+    return torch.equal(own, other)
 
 
 class RandomStates:

@@ -34,6 +34,8 @@ class WeightCheck:
     """The buffers that were finite when the run was built, with their shape and type."""
     since: int | None = field(init=False, default=None)
     """The step that made them what they are; None while they are finite."""
+    at_start: Tensor | None = field(init=False, default=None)
+    """What `norm` returned as the step began; None if nobody could change weights since."""
 
     def __attrs_post_init__(self) -> None:
         self.buffers = Buffers(self.model)
@@ -54,18 +56,28 @@ class WeightCheck:
             norms = (*norms, *torch._foreach_norm(buffers))
         return torch.linalg.vector_norm(torch.stack(norms))
 
-    def judge(self, norm: float, step: int, *, is_running: bool = False) -> NonFinite | None:
+    def begin_step(self, *, compares: bool) -> None:
+        """Note what the weights are if somebody may change them before the step's host read."""
+        self.at_start = self.norm() if compares else None
+
+    def judge(
+        self, norm: float, step: int, *, is_running: bool = False, at_start: float | None = None
+    ) -> NonFinite | None:
         """Return the first weight or buffer that is not finite, None if all are.
 
         ``norm`` is what `norm` returned after ``step``; if the next step ``is_running``, its
-        forward pass may have changed the buffers. Only if it is not finite is there more to read:
-        large weights may have such a norm, too.
+        forward pass may have changed the buffers, and an intervention the weights, whose norm
+        was ``at_start`` before. Only if it is not finite is there more to read: large weights may
+        have such a norm, too.
         """
         found = None if math.isfinite(norm) else self._first()
         if found is None:
             self.since = None
             return None
         if is_running and found.what == "buffer" and self.buffers.was_finite(found.layer):
+            return found
+        if at_start is not None and math.isfinite(at_start):
+            self.since = step + 1
             return found
         self.since = step if self.since is None else self.since
         return evolve(found, arose=self.since)

@@ -33,6 +33,7 @@ from altcore.hooks.settings import (
 )
 from altcore.hooks.specs import (
     ACTING,
+    BEFORE_OPTIMIZER,
     DECISIONS,
     HOOKS,
     HOOKSPECS,
@@ -46,6 +47,7 @@ from altcore.hooks.structuring import format_or_none
 
 __all__ = [
     "ACTING",
+    "BEFORE_OPTIMIZER",
     "DECISIONS",
     "HOOKS",
     "HOOKSPECS",

@@ -23,8 +23,9 @@ class NonFinite:
     value: float = math.nan
     """The loss, or the first such element of the gradient, weight or buffer."""
     arose: int | None = None
-    """Of weights the step whose update made them so, and likewise of a buffer. None of anything
-    else, and of a buffer that this step's forward pass made so."""
+    """Of weights the earlier step that made them so, by its update as a rule, and likewise of a
+    buffer. None of anything else, and of what this step made so before its optimizer: a buffer in
+    its forward pass, a weight by an intervention."""
     loss_scale: float = 1.0
     """The factor of the step's loss before its backward pass."""
     scaled_by: str | None = None

@@ -38,7 +38,9 @@ OBSERVING = ("findings",)
 """Hooks of those who only look: an intervention that has one is refused."""
 OBSERVING_ARGUMENTS = ("timings",)
 """Arguments that interventions may not take: what they decide must not depend on the clock."""
-ON_DUE_STEPS = (*WATCHING, "pre_backward", "post_backward", "pre_step", "post_step")
+BEFORE_OPTIMIZER = (*WATCHING, "pre_backward", "post_backward", "pre_step")
+"""Hooks that are called between a step's beginning and its host read."""
+ON_DUE_STEPS = (*BEFORE_OPTIMIZER, "post_step")
 """Hooks that are called only on steps on which the plugin is due."""
 
 NEEDS = {

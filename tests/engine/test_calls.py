@@ -10,9 +10,10 @@ from attrs import define
 from helpers import events
 from helpers_cli import TINY, call
 from helpers_crashes import forked
-from helpers_plugins import make
+from helpers_plugins import Told, make, plugin
 
 from altcore import hookimpl
+from altcore.engine.calls import Boundary
 from altcore.errors import BadInput, PluginError
 from altcore.runs import METRICS, read_lines
 
@@ -207,3 +208,44 @@ def test_a_forked_child_that_comes_back_leaves_the_run_to_its_parent(
     assert forked(train) == 0  # or a child that is not stopped would run these tests as well
     text = f"altcore: {kind} forks (acme-forks 1.2.3) forked in {hook}, and its child came back"
     assert capfd.readouterr().err.count(text) == 1
+
+
+def test_events_that_on_event_emits_are_told_to_the_others(shelf, start):
+    """Not to those whose on_event runs: two that answer each other come to an end."""
+    heard = []
+
+    def answering(name):
+        def on_event(self, run, event):
+            heard.append((name, event["event"]))
+            if event["event"] in ("start", "ping", "pong"):
+                run.emit(name)
+
+        return define(eq=False)(type("Answers", (), {"on_event": hookimpl(on_event)}))
+
+    for name in ("ping", "pong"):
+        shelf.install("diagnostic", name, answering(name))
+    run = start(["ping", "pong"], max_steps=1)
+    assert run.summary["degraded"] == []
+    told = [e["event"] for e in events(run.run_directory)]
+    assert told[: told.index("checkpoint")] == ["start", "ping", "pong", "pong", "ping"]
+    assert ("ping", "pong") in heard
+    assert ("ping", "ping") not in heard
+
+
+def test_what_fails_in_a_full_stack_is_told_further_out():
+    """Where there is no room to tell of it, the plugin counts as not told."""
+
+    class Full(Told):
+        def _write_event(self, kind, **data):
+            if not self.events:
+                self.events.append("full")
+                raise RecursionError
+            super()._write_event(kind, **data)
+
+    boundary, run, loud = Boundary(), Full(), plugin(object, "diagnostic")
+    with pytest.raises(RecursionError):
+        boundary.settle(loud, "on_event", run, ValueError("inner"))
+    assert (loud.is_disabled, run.degraded) == (False, [])
+    boundary.settle(loud, "on_event", run, RecursionError("outer"))
+    assert (loud.is_disabled, run.degraded) == (True, ["p"])
+    assert [kind for kind, _ in run.events[1:]] == ["degraded"]

@@ -81,16 +81,16 @@ def test_a_disabled_plugin_is_not_called_again():
 
 def test_run_end_reaches_everybody():
     """One that fails at the end does not keep the others from knowing that it is over."""
-    ended = []
+    run = Told()
     failing = make({"run_end": lambda self, summary: 1 / 0})
-    fine = make({"run_end": lambda self, summary: summary.append(1)})
+    fine = make({"run_end": lambda self, run: run.events.append(1)})
     dispatcher = Dispatcher(
         [plugin(failing, name="a"), plugin(fine, name="b"),
          plugin(failing, name="c"), plugin(fine, "reporter", "d")]
     )  # fmt: skip
     with pytest.raises(PluginError, match=r"intervention a .* failed in run_end: ZeroDivision"):
-        dispatcher.call("run_end", run=Told(), summary=ended)
-    assert ended == [1, 1]
+        dispatcher.call("run_end", run=run, summary={})
+    assert run.events == [1, 1]
 
 
 def test_needs_are_those_of_the_plugins_that_are_due():

@@ -7,6 +7,7 @@ import torch
 from attrs import define
 from helpers import checkpoints, events, sha256, state
 from helpers_faults import numbered
+from helpers_plugins import make
 
 from altcore import hookimpl
 
@@ -93,3 +94,42 @@ def test_what_is_not_finite_is_found_in_its_step(shelf, start, case):
     for name in checkpoints(run):
         if name.startswith("step-") and name != "step-00000000":
             assert all(torch.isfinite(w).all() for w in state(run, name)["model"].values())
+
+
+def test_a_gradient_that_any_hook_spoils_reaches_no_optimizer(shelf, start):
+    """As post_backward of an intervention, which may not change it: the norm is taken anew."""
+
+    @define(eq=False)
+    class Measures:
+        @hookimpl
+        def post_backward(self, run, step):
+            if step.index == 2:
+                first_matrix(run).grad.data[0, 0] = float("nan")
+
+    shelf.install("intervention", "measures", Measures)
+    run = start(["measures"], max_steps=3)
+    assert [(e["step"], e["what"]) for e in events(run.run_directory, "nan")] == [
+        (2, "final gradient")
+    ]
+    assert all(torch.isfinite(w).all() for w in state(run.run_directory)["model"].values())
+    assert not any("grad_norm_after_plugins" in line for line in run.metrics_history)
+
+
+@pytest.mark.parametrize("hook", ["pre_backward", "pre_step"])
+@pytest.mark.parametrize("interval", [0, 1])
+def test_a_weight_that_is_spoiled_before_the_optimizer_arose_in_no_earlier_step(
+    shelf, start, hook, interval
+):
+    """The checkpoint of the step before is healthy, and later steps name this one."""
+
+    def spoil(self, run, step):
+        if step.index == 2:
+            first_matrix(run).data[0, 0] = float("nan")
+
+    shelf.install("intervention", "spoils", make({hook: spoil}))
+    keys = {"checkpoint_interval": interval, "nan_patience": 9}
+    run = start(["spoils"], max_steps=3, **keys).run_directory
+    # A gradient by a weight that is not finite is none either, and comes first.
+    what = {"pre_backward": "gradient", "pre_step": "weights"}[hook]
+    found = [(e["step"], e["what"], e["arose"]) for e in events(run, "nan")]
+    assert found == [(2, what, None), (3, "weights", 2)]

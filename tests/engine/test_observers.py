@@ -432,6 +432,26 @@ def drop_quantizer(run, step):
     run.quantization.quantizers.pop()
 
 
+def store_otherwise(run, step):
+    run.quantization.change_recipe("pure", format="E5M2")
+
+
+def write_mean_loss(run, step):
+    step.mean_loss.zero_()
+
+
+def write_norm(run, step):
+    step.grad_norm.data.zero_()
+
+
+def count_items(run, step):
+    step.items = (1,)
+
+
+def forget_degraded(run, step):
+    run.degraded.append("another")
+
+
 def emit_the_end(run, step):
     run.emit("end", status="finished")
 
@@ -440,7 +460,7 @@ DONE = threading.Event()
 KEPT = []
 """Nodes of graphs, whose hooks are lost with them."""
 BY_VALUE = (
-    *(write_numpy, write_data, write_gradient_data, write_moment_data),
+    *(write_numpy, write_data, write_gradient_data, write_moment_data, write_norm),
     *(leave_node_hook, leave_node_pre_hook),
 )
 """What no version tells of, or what leaves something behind when it is looked at."""
@@ -540,6 +560,11 @@ CHANGES = {
     unquantize: "forward of module",
     change_history: "history of the quantizer",
     drop_quantizer: "the quantization",
+    store_otherwise: "weight",
+    write_mean_loss: "the loss",
+    write_norm: "step.grad_norm",
+    count_items: "step.items",
+    forget_degraded: "run.degraded",
     emit_the_end: "the event 'end' is the engine's own",
 }
 KEYS = {
@@ -620,6 +645,116 @@ def test_under_strict_the_run_stops(shelf, start):
     shelf.install("reporter", "sly", observer(draw, on=1))
     with pytest.raises(PluginError, match=r"reporter sly .* the random state of torch"):
         trained(start, "r", "sly", strict=True)
+
+
+WRITES = {
+    "gradients": lambda run, step: next(iter(step.gradients.values())).zero_(),
+    "gradients_final": lambda run, step: step.gradients_final.clear(),
+    "weights_before": lambda run, step: next(iter(step.weights_before.values())).zero_(),
+    "activations": lambda run, step: list(step.activations.values())[-1].zero_(),
+    "snapshots": lambda run, step: next(iter(run.snapshots[0].weights.values())).zero_(),
+    "measures": lambda run, step: step.measures["norms"]["one"].zero_(),
+}
+"""Changes of what the engine or another plugin reads later."""
+
+
+@pytest.mark.parametrize("need", WRITES)
+@pytest.mark.parametrize("on", [1, 2])
+def test_what_hooks_hand_out_is_looked_at(shelf, start, need, on):
+    """Always in the first call; with the flag it is put back in any."""
+
+    @define(eq=False)
+    class Norms:
+        @hookimpl
+        def post_backward(self):
+            return {"one": torch.ones(())}
+
+    shelf.install("diagnostic", "norms", Norms)
+    sly = observer(WRITES[need], on=on)
+    sly.needs = () if need == "measures" else (need,)
+    shelf.install("diagnostic", "sly", sly)
+    keys = {"snapshot_interval": 1, "max_steps": 2, "check_observers": on == 2}
+    _, _, (said,) = trained(start, "r", "norms", "sly", **keys)
+    place = "run" if need == "snapshots" else "step"
+    assert f"it may not change {place}.{need}" in said
+    assert ("could not be put back" in said) == (on == 1 and need != "gradients_final")
+
+
+def test_hooks_hand_out_copies(shelf, start):
+    """What one plugin does to a line, an event or a summary reaches neither run nor plugins."""
+
+    def spoil(told):
+        for value in told.values():
+            if isinstance(value, list):
+                value.clear()
+        told.clear()
+
+    @define(eq=False)
+    class Spoils:
+        @hookimpl
+        def on_record(self, metrics):
+            spoil(metrics)
+
+        @hookimpl
+        def on_eval(self, metrics):
+            spoil(metrics)
+
+        @hookimpl
+        def on_collapse(self, evidence):
+            spoil(evidence)
+
+        @hookimpl
+        def on_event(self, event):
+            spoil(event)
+
+        @hookimpl
+        def run_end(self, summary):
+            spoil(summary)
+
+    told = []
+
+    @define(eq=False)
+    class Hears:
+        @hookimpl
+        def on_record(self, metrics):
+            told.append(("record", str(metrics["loss"])))
+
+        @hookimpl
+        def on_eval(self, metrics):
+            told.append(("eval", metrics["val_loss"]))
+
+        @hookimpl
+        def on_collapse(self, evidence):
+            told.append(("collapse", len(evidence["layers"])))
+
+        @hookimpl
+        def on_event(self, event):
+            told.append((event["event"], len(event)))
+
+        @hookimpl
+        def run_end(self, summary):
+            told.append(("summary", len(summary)))
+
+    @define(eq=False)
+    class Spoiled:
+        @hookimpl
+        def pre_backward(self, step):
+            if step.index == 3:
+                step.loss = step.loss * float("nan")
+
+    shelf.install("intervention", "nans", Spoiled)
+    shelf.install("diagnostic", "spoils", Spoils)
+    shelf.install("reporter", "hears", Hears)
+    keys = {"max_steps": 4, "eval_interval": 2, "nan_patience": 1, "format": "E4M3"}
+    ends = []
+    for name, plugins in (("plain", ["nans", "hears"]), ("r", ["nans", "spoils", "hears"])):
+        run = start(plugins, name=name, log_interval=1, **keys)
+        summary = {k: run.summary[k] for k in ("status", "verdict", "val_loss", "best_step")}
+        ends.append((summary, run.summary["degraded"], told[:]))
+        told.clear()
+    assert ends[0] == ends[1]
+    assert ends[0][0]["status"] == "collapsed"
+    assert {"record", "eval", "collapse", "summary", "end"} <= {kind for kind, _ in ends[0][2]}
 
 
 def test_hooks_last_as_long_as_the_pass_that_they_watch(shelf, start):
@@ -711,6 +846,17 @@ def test_a_buffer_that_is_as_it_was_is_no_trespass():
     assert before.is_changed()
     buffer.data.copy_(torch.zeros(3))
     assert not before.is_changed()
+
+
+@pytest.mark.parametrize("shape", ["column", "expanded"])
+def test_a_tensor_with_strides_is_compared_by_its_bits(shape):
+    """As a measure that is a part of a table."""
+    of = {"column": torch.zeros(4, 7, dtype=torch.float64)[:, 2], "expanded": torch.ones(1)}
+    tensor = of["column"] if shape == "column" else of["expanded"].expand(3)
+    before = TensorValue("measure", tensor, by_value=True)
+    assert not before.is_changed()
+    tensor.data[:1] += 1
+    assert before.is_changed()
 
 
 def test_our_own_observers_only_look(start):

@@ -495,6 +495,7 @@ def test_a_rollback_restores_the_state_bit_for_bit(shelf, watch, start):
     # Snapshots are taken after steps 0, 2 and 4; 6 - 3 is 3, and the newest of at most 3 is 2.
     (event,) = events(run.run_directory, "rollback")
     assert (event["step"], event["to"]) == (6, 2)
+    assert (events(run.run_directory, "recipe"), run.format_shifted_to) == ([], None)
     assert watch["rollback"] == watch["after 2"]
     assert watch["before 7"] == watch["after 2"]
     assert watch["rollback"] != watch["after 5"]
@@ -514,6 +515,15 @@ def test_a_rollback_undoes_a_change_of_recipe(shelf, watch, start):
     assert watch["before 4"]["plan"] != watch["after 2"]["plan"]
     assert watch["before 6"] == watch["after 2"]
     assert state(run.run_directory)["lr_scale"] == 0.5
+    told = [e for e in events(run.run_directory) if e["event"] in ("recipe", "rollback")]
+    assert [(e["event"], e["step"], e.get("from"), e["to"]) for e in told] == [
+        ("recipe", 3, ["E3M4"], ["E5M2"]),
+        ("rollback", 5, None, 2),
+        ("recipe", 5, ["E5M2"], ["E3M4"]),
+    ]
+    assert (told[-1]["plugin"], told[-1]["reason"]) == ("actor", "back to the recipe of step 2")
+    assert (run.format_shifted_to, run.shift_step) == ("E3M4", 5)
+    assert [s["to"] for s in run.summary["shifts"]] == [["E5M2"], ["E3M4"]]
 
 
 def test_a_rollback_passes_over_snapshots_that_are_not_finite(shelf, watch, start):
