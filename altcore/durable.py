@@ -319,10 +319,14 @@ def check_no_links(paths: Iterable[Path]) -> None:
 
 
 def check_kinds(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
-    """Raise `BadInput` if a name in ``folder`` leads to something of another kind."""
+    """Raise `BadInput` if a name in ``folder`` leads to something of another kind.
+
+    Links where files belong are for `check_no_links` to refuse.
+    """
     for name in files:
-        if (folder / name).exists() and not (folder / name).is_file():
-            raise BadInput(f"{folder / name} is not a regular file")
+        path = folder / name
+        if path.exists() and not path.is_file() and not path.is_symlink():
+            raise BadInput(f"{path} is not a regular file")
     for name in folders:
         if (folder / name).exists() and not (folder / name).is_dir():
             raise BadInput(f"{folder / name} is not a folder")

@@ -91,6 +91,7 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
     """
     from altcore.loading import directory_of
     from altcore.runs import (
+        SUMMARY,
         altered,
         check_no_linked,
         check_run_id,
@@ -116,7 +117,9 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
         except AltcoreError as error:
             problem = str(error)
         rows.append({"name": found.name, "valid": valid, "problem": problem})
-    wrong = {**missing_checkpoints(path), **altered(path)}
+    wrong = altered(path)
+    if SUMMARY not in wrong:  # else nobody knows what the run ended with
+        wrong = missing_checkpoints(path) | wrong
     rows += [{"name": n, "valid": False, "problem": problem} for n, problem in wrong.items()]
     if as_json:
         print_json(rows)

@@ -206,7 +206,9 @@ def test_one_hook_proposes_several_actions(shelf, start):
 
         @hookimpl
         def pre_step(self, run, step):
-            first, *rest = run.quantization.plan
+            first, *rest = (
+                name for name, casts in run.quantization.plan.items() if any(casts.values())
+            )
             if step.index > 1:
                 return []
             to = get_format("E5M2")
