@@ -110,10 +110,10 @@ def test_clocks_an_hour_apart_make_no_difference(tmp_path, corpus, monkeypatch, 
     began = threading.Event()
 
     def hold():
-        held = ledger.take(job, Watch(0.2))
-        with held.beating(0.2):
+        held = ledger.take(job, Watch(0.6))
+        with held.beating(0.6):
             began.set()
-            time.sleep(0.5)
+            time.sleep(1.3)
 
     holder = threading.Thread(target=hold)
     holder.start()
@@ -121,7 +121,7 @@ def test_clocks_an_hour_apart_make_no_difference(tmp_path, corpus, monkeypatch, 
     monkeypatch.setattr(time, "time", now)
     (attempt,) = ledger.standing(job.name).attempts
     monkeypatch.setattr(type(attempt.lease.process), "is_gone", lambda _: None)
-    watch = Watch(0.2)
+    watch = Watch(0.6)
     while holder.is_alive():
         assert not watch.is_lost(attempt)
         time.sleep(0.01)
