@@ -345,7 +345,7 @@ def test_planted_faults_are_named(options, factor, operand, layer, cause, cast):
     """
     roles = {**ROLES, **(STORED if factor == "U" else {})}
     recipe = {"layers": {"<linear>": roles, layer: {operand: cast}}}
-    asked, _ = options(recipe, steps=150, seeds=4, within=0.3, keys=SETTLED, rates=3)
+    asked, _ = options(recipe, steps=150, seeds=5, within=0.3, keys=SETTLED, rates=3)
     found, folder = run_explain(asked)
     assert load_answer(folder / "explain.json") == found
     named = {k: found[k] for k in ("factor", "operand", "layer", "cause")}
