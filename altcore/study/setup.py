@@ -125,7 +125,7 @@ def _seeds_differ(runs: Iterable[tuple[Job, Outcome]]) -> bool:
     """Return whether two runs that differ in their seed alone are not the same."""
     first: dict[float, Outcome] = {}  # by learning rate
     return any(
-        first.setdefault(job.factors["learning_rate"], outcome).lines != outcome.lines
+        first.setdefault(job.factors["learning_rate"], outcome).losses != outcome.losses
         for job, outcome in runs
     )
 
