@@ -72,6 +72,26 @@ def test_damage_is_found_or_without_effect(start, case, tmp_path, capsys):
         assert "whole" in found.out
 
 
+def test_a_configuration_that_ends_early_is_named(start, tmp_path):
+    """Whichever keys a cut at the end of a line takes, the refusal names the file."""
+    whole = (start.runs / "killed" / "config.yaml").read_text().splitlines(keepends=True)
+    lost = 0
+    for lines in range(0, len(whole), 4):
+        runs = tmp_path / str(lines)
+        shutil.copytree(start.runs / "killed", runs / "killed")
+        (runs / "killed" / "config.yaml").write_text("".join(whole[:lines]))
+        with capture_logs():
+            try:
+                type(start)(runs, start.corpus, start.keys).resume("killed")
+            except AltcoreError as error:
+                assert "config.yaml" in str(error), (lines, str(error))
+                lost += 1
+            else:
+                assert weights_sha256(runs / "killed") == weights_sha256(start.runs / "whole")
+        shutil.rmtree(runs)
+    assert lost > len(whole) // 8
+
+
 @pytest.mark.parametrize("case", numbered(200, 4000))
 def test_damage_to_a_finished_run_is_named(start, case):
     """Or the file says the same as before."""
