@@ -51,7 +51,7 @@ from altcore.runs.manifest import (
     folder_of,
     is_checkpoint,
 )
-from altcore.runs.missing import BEST, LATEST, missing_checkpoints, warn_of_missing
+from altcore.runs.missing import BEST, LATEST, lost_since, missing_checkpoints, warn_of_missing
 from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.own_checkpoint import has_record_of, restorable
 from altcore.runs.reading import (
@@ -213,6 +213,7 @@ __all__ = [
     "load_if_valid",
     "load_newest",
     "lock_folder",
+    "lost_since",
     "mean_of",
     "missing_checkpoints",
     "no_space_named",
