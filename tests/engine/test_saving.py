@@ -389,6 +389,10 @@ def test_a_plugin_that_was_disabled_stays_so_and_keeps_its_state(shelf, start):
     assert run.summary["degraded"] == ["broken"]
     assert state(run.run_directory)["ranks"][0]["plugins"]["broken"] == {"seen": 2}
     assert len(events(run.run_directory, "degraded")) == 1
+    engine = start.engine(["broken"])
+    engine.run.rank = 1  # one that is new
+    engine.saving.state.load_state_dict(state(run.run_directory), [])
+    assert [p.is_disabled for p in engine.dispatch.plugins] == [True]
 
 
 @pytest.mark.parametrize("kind", ["diagnostic", "intervention"])
