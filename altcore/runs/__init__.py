@@ -26,7 +26,14 @@ from altcore.runs.directory import (
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
-from altcore.runs.identity import MODULES, NAME, data_identity, identity_of, is_path
+from altcore.runs.identity import (
+    MODULES,
+    NAME,
+    data_identity,
+    identity_of,
+    is_path,
+    plugin_digest,
+)
 from altcore.runs.identity_changes import (
     KEPT,
     NAMES,
@@ -218,6 +225,7 @@ __all__ = [
     "missing_checkpoints",
     "no_space_named",
     "number",
+    "plugin_digest",
     "read_configuration",
     "read_environment",
     "read_json",
