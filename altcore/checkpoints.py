@@ -236,7 +236,8 @@ class CheckpointManager:
         step = state["step"]
         check_loop_folder(self.folder)
         with self._writing():
-            newest = max((k.step for k in self._regular()), default=-1)
+            found = list_checkpoints(self.folder, strict=False)
+            newest = max((k.step for k in found if k.kind == REGULAR), default=-1)
             if newest > step or (newest == step and step not in self._own):
                 problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
                 hint = "restore() goes on from it; a new loop takes a folder of its own"
@@ -252,14 +253,13 @@ class CheckpointManager:
                 self._hidden = hidden
             path = save_of_loop(self.folder, REGULAR, state, number)
             self._own.add(step)
-            steps = {kept.step for kept in list_checkpoints(self.folder)}
             retain(
                 self.folder,
                 monitor=VALUE,
                 mode=self.mode,
                 max_checkpoints=self.max_checkpoints,
                 keep_best=self.keep_best,
-                others=steps - self._own,
+                own=self._own,
             )
             return path
 
@@ -357,7 +357,8 @@ class CheckpointManager:
                     self._release()
 
     def _write_anomaly(self, state: Mapping[str, Any]) -> Path | None:
-        if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
+        found = list_checkpoints(self.folder, strict=False)
+        if any(kept.kind == ANOMALY for kept in found):
             return None
         return save_of_loop(self.folder, ANOMALY, state, None)
 

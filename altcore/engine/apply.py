@@ -68,8 +68,7 @@ def _outcome(verdict: Verdict, cause: str | None) -> str:
 
 def _carry_out(run: Run, action: Action, by: Proposal) -> bool:
     if isinstance(action, ChangeRecipe):
-        change_recipe(run, action, by.plugin)
-        return action.format != KEEP
+        return change_recipe(run, action, by.plugin)
     if isinstance(action, ScaleLearningRate):
         run.lr_scale *= action.factor
         return False
@@ -107,8 +106,11 @@ def roll_back(run: Run, steps: int) -> int:
     )
 
 
-def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
-    """Change the recipe from the next step on, and record the error that re-encoding made."""
+def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> bool:
+    """Change the recipe from the next step on, and record the error that re-encoding made.
+
+    Returns whether any format is another one now.
+    """
     parts: dict[str, Any] = {
         part: value
         for part in ("format", "scaling", "rounding")
@@ -118,7 +120,7 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
     errors = run.quantization.change(
         change(run.quantization.plan, action.layers, action.roles, **parts)
     )
-    _note_change(run, action, plugin, plan, action.reason, errors)
+    return _note_change(run, action, plugin, plan, action.reason, errors)
 
 
 def _note_change(
@@ -128,16 +130,21 @@ def _note_change(
     plan: ResolvedRecipe,
     reason: str,
     errors: Mapping[str, float],
-) -> None:
-    """Record that another recipe follows the one of ``plan``, from the next step on."""
+) -> bool:
+    """Record that another recipe follows the one of ``plan``, from the next step on.
+
+    Returns whether any format is another one.
+    """
     now = names_of_formats(run)
     shift = {"plugin": plugin, "from": _names(plan), "to": now, "reason": reason}
     compute = run.quantization.compute
     run.emit(
         "recipe", **shift, change=describe_action(action), compute=compute, stored_error=errors
     )
-    if _formats(run.quantization.plan) != _formats(plan):
+    is_shift = _formats(run.quantization.plan) != _formats(plan)
+    if is_shift:
         run.shifts.append({"step": run.step, **shift})
+    return is_shift
 
 
 def _formats(plan: ResolvedRecipe) -> dict[str, dict[str, AnyFormat | None]]:

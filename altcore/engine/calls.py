@@ -33,6 +33,8 @@ class Boundary:
     """Called after each call of a plugin: it may have closed the run's files."""
     process: int = field(init=False, factory=os.getpid)
     """The one that trains; a child of it that a plugin forked may not go on."""
+    errors: dict[str, str] = field(init=False, factory=dict)
+    """Of the plugins that this process disabled, by name."""
     _late: list[tuple[Plugin, BaseException]] = field(init=False, factory=list)
     """Errors that came when a plugin's context was left already."""
 
@@ -88,6 +90,7 @@ class Boundary:
             raise PluginError(text) from error
         plugin.is_disabled = True
         run.degraded.append(plugin.name)
+        self.errors[plugin.name] = text
         try:
             log.warning(
                 "plugin disabled for the rest of the run", plugin=str(plugin), error=message
@@ -96,6 +99,7 @@ class Boundary:
         except RecursionError:  # nothing can be told in a full stack: the call further out tells
             plugin.is_disabled = False
             run.degraded.remove(plugin.name)
+            del self.errors[plugin.name]
             raise
 
 

@@ -252,14 +252,15 @@ class Dispatcher:
             self._due = step.index, due
         return self._due[1]
 
-    def disable_broken(self, run: Run, names: set[str]) -> None:
-        """Disable the plugins that were disabled on another rank."""
-        for plugin in self.plugins:
-            if plugin.name in names and not plugin.is_disabled:
-                plugin.is_disabled = True
-                run.degraded.append(plugin.name)
-                text = f"{plugin} was disabled on another rank, which has told why"
-                run._write_event("degraded", plugin=plugin.name, message=text)
+    def disable_broken(self, run: Run, errors: Sequence[Mapping[str, str]]) -> None:
+        """Disable the plugins that other ranks disabled; ``errors`` has why, by rank and name."""
+        for rank, told in enumerate(errors):
+            for plugin in self.plugins:
+                if plugin.name in told and not plugin.is_disabled:
+                    plugin.is_disabled = True
+                    run.degraded.append(plugin.name)
+                    text = f"on rank {rank} {told[plugin.name]}"
+                    run._write_event("degraded", plugin=plugin.name, message=text)
 
     def state_dict(self, run: Run) -> dict[str, Any]:
         """Return the state of the plugins that have one; of a disabled one if it can still tell."""

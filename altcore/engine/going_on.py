@@ -40,6 +40,7 @@ from altcore.runs import (
     is_edited,
     load_if_valid,
     load_newest,
+    lost_since,
     restorable,
     tidy,
 )
@@ -81,8 +82,10 @@ class GoingOn:
     planned: int | None
     """The steps that the run was to make."""
     changes: Sequence[Change]
-    left: str | None
+    left: Path | None
     """The anomaly with which the run ended, if it is to go on from before it."""
+    lost: Path | None
+    """The newest checkpoint that the run wrote, if it is a later one and is gone."""
 
     @property
     def step(self) -> int:
@@ -103,8 +106,13 @@ class GoingOn:
         """Warnings for the user."""
         accepted = [c for c in self.changes if c.is_decisive]
         told = f"it is not the run that it was, as you allowed: {'; '.join(map(str, accepted))}"
-        back = f"it ended as {self.left}, whose weights are not finite, and goes on from before"
-        remarks = [told] * bool(accepted) + [back] * bool(self.left)
+        remarks = [told] * bool(accepted)
+        if self.left:
+            not_finite = f"it ended as {self.left.name}, whose weights are not finite"
+            remarks.append(f"{not_finite}, and goes on from before")
+        if self.lost:
+            gone = f"checkpoint {self.lost.name}, the newest that the run wrote, is missing"
+            remarks.append(f"{gone}: the run goes on from step {self.step}")
         return [*remarks, *about_platform(self.changes)]
 
     def load_into(self, engine: Engine) -> None:
@@ -184,8 +192,8 @@ def go_on(
     # The earlier ones as the checkpoint has them: whoever edits config.yaml changes no history.
     config = config.evolve(changes=(*before["changes"], *accepted))
     left = find_end(directory.checkpoints, directory.run_id, found.step + 1)
-    name = None if left is None else left.name
-    return GoingOn(found, config, before["max_steps"], changes, name)
+    lost = lost_since(directory.path, found.step)
+    return GoingOn(found, config, before["max_steps"], changes, left, lost)
 
 
 Check = Callable[[Checkpoint, Sequence[Plugin]], None]

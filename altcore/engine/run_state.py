@@ -48,8 +48,8 @@ class RunState:
             "held_records": self.record.held,
             "random": random_state(run.device),
         }
-        ranks, broken = zip(*self.ranks.gather((own, list(run.degraded))), strict=True)
-        self.dispatch.disable_broken(run, {name for names in broken for name in names})
+        ranks, errors = zip(*self.ranks.gather((own, self.dispatch.boundary.errors)), strict=True)
+        self.dispatch.disable_broken(run, errors)
         optimizer, weights = run.optimizer.state_dict(), run.model.state_dict()
         return {
             "step": run.step,
@@ -80,8 +80,9 @@ class RunState:
         set_flags(run.model, state["requires_grad"])
         load_optimizer(run.optimizer, state["optimizer"])
         run.degraded[:] = state["degraded"]
-        for own in state["ranks"][run.rank : run.rank + 1]:  # none if there are more ranks now
-            self.dispatch.load_state_dict(run, own["plugins"])
+        known = state["ranks"][run.rank : run.rank + 1]  # nothing if there are more ranks now
+        self.dispatch.load_state_dict(run, known[0]["plugins"] if known else {})
+        for own in known:
             self.record.held = own["held_records"]
             set_random_state(own["random"], run.device)
         self.detector.load_state_dict(state["detector"])

@@ -26,7 +26,14 @@ from altcore.runs.directory import (
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
-from altcore.runs.identity import MODULES, NAME, data_identity, identity_of, is_path
+from altcore.runs.identity import (
+    MODULES,
+    NAME,
+    data_identity,
+    identity_of,
+    is_path,
+    plugin_digest,
+)
 from altcore.runs.identity_changes import (
     KEPT,
     NAMES,
@@ -51,7 +58,7 @@ from altcore.runs.manifest import (
     folder_of,
     is_checkpoint,
 )
-from altcore.runs.missing import BEST, LATEST, missing_checkpoints, warn_of_missing
+from altcore.runs.missing import BEST, LATEST, lost_since, missing_checkpoints, warn_of_missing
 from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.own_checkpoint import has_record_of, restorable
 from altcore.runs.reading import (
@@ -213,10 +220,12 @@ __all__ = [
     "load_if_valid",
     "load_newest",
     "lock_folder",
+    "lost_since",
     "mean_of",
     "missing_checkpoints",
     "no_space_named",
     "number",
+    "plugin_digest",
     "read_configuration",
     "read_environment",
     "read_json",

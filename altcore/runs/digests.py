@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from altcore.durable import open_to_read
+from altcore.errors import BadInput
 from altcore.formats import digest
 
 BLOCK = 1 << 20
@@ -112,7 +113,7 @@ def _read(path: str, inode: int, size: int, *_: int) -> str:
 def source_digest(place: str, distribution: str | None = None) -> str | None:
     """Return the digest of the source of a package, and of all others of its distribution.
 
-    None if there are no files.
+    None if there are no files. Raises `BadInput` if one cannot be read.
 
     Args:
         place: a module, or ``module:attribute``, whose top-level package is meant.
@@ -123,8 +124,14 @@ def source_digest(place: str, distribution: str | None = None) -> str | None:
     folders: Iterable[str] = getattr(top, "__path__", ())
     # A module that is not a package is one file, or none at all.
     parts = [part for part in ([*folders] or [getattr(top, "__file__", "")]) if part]
-    others = _installed_by(distribution) - {name} if distribution else ()
-    return _source((*parts, *(part for other in sorted(others) for part in _located(other))))
+    try:
+        others = _installed_by(distribution) - {name} if distribution else ()
+        return _source((*parts, *(part for other in sorted(others) for part in _located(other))))
+    except OSError as error:
+        file = error.filename or f"the source of {name}"
+        problem = f"{file} cannot be read: {error.strerror or error}"
+        hint = "a run is known by the source of its plugins: give the permission, or try again"
+        raise BadInput(problem, hint=hint) from error
 
 
 @cache

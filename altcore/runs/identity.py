@@ -10,10 +10,10 @@ from typing import Any
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
-from altcore.errors import BadInput
+from altcore.errors import BadInput, keyed
 from altcore.formats import AnyFormat, format_digest
 from altcore.hooks import formats_within, to_plain, values_of
-from altcore.registry import HOOK_KINDS, find
+from altcore.registry import HOOK_KINDS, Entry, find
 from altcore.runs.digests import contents, named_path, source_digest
 
 NAME, MODULES = "name", "modules"
@@ -119,10 +119,16 @@ def _plugins(config: TrainConfig) -> dict[str, dict[str, Any]]:
             "name": e.name,
             "distribution": e.distribution,
             "version": e.version,
-            "sha256": source_digest(e.value, e.distribution),
+            "sha256": plugin_digest(e),
         }
         for key, e in entries.items()
     }
+
+
+def plugin_digest(entry: Entry) -> str | None:
+    """Return the digest of a plugin's source; a `BadInput` names the plugin."""
+    with keyed(f"{entry.kind} {entry.name}"):
+        return source_digest(entry.value, entry.distribution)
 
 
 def _version(distribution: str, module: str | None = None) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from altcore.errors import InvalidCheckpoint, UnreadableFile
 from altcore.log import log
-from altcore.runs.manifest import checkpoints_in, is_checkpoint, read_manifest
+from altcore.runs.manifest import checkpoints_in, is_checkpoint, kind_and_step, read_manifest
 
 
 class Kept(NamedTuple):
@@ -30,10 +30,13 @@ class Kept(NamedTuple):
         return int(self.manifest["step"])
 
 
-def list_checkpoints(folder: Path) -> list[Kept]:
+def list_checkpoints(folder: Path, *, strict: bool = True) -> list[Kept]:
     """Return the checkpoints whose manifests are valid, by step; each other one is named once.
 
-    Raises `UnreadableFile` if the system does not give one out.
+    Args:
+        folder: that holds them.
+        strict: whether one that the system does not give out is an `UnreadableFile`. Otherwise it
+            is there with what its name tells, ``kind`` and ``step``, and named once as well.
     """
     found = []
     for path in checkpoints_in(folder):
@@ -42,15 +45,20 @@ def list_checkpoints(folder: Path) -> list[Kept]:
         except (InvalidCheckpoint, UnreadableFile) as error:
             if not is_checkpoint(path):  # its writer removed it meanwhile
                 continue
-            if isinstance(error, UnreadableFile):
+            if isinstance(error, InvalidCheckpoint):
+                _warn_of(str(error), "is not valid")
+            elif strict:
                 raise
-            _warn_of(str(error))
+            else:
+                kind, step = kind_and_step(path.name)
+                found.append(Kept(path, {"kind": kind, "step": step}))
+                _warn_of(str(error), "cannot be read")
     return sorted(found, key=lambda kept: kept.step)
 
 
 @cache
-def _warn_of(error: str) -> None:
-    log.warning("a checkpoint is not valid, and left alone", error=error)
+def _warn_of(error: str, problem: str) -> None:
+    log.warning(f"a checkpoint {problem}, and is left alone", error=error)
 
 
 def by_merit(found: Iterable[Kept], monitor: str, mode: str) -> list[Kept]:

@@ -93,7 +93,7 @@ def check_loop_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is not a folder", key="folder")
     check_no_linked(folder)
-    found = list_checkpoints(folder)
+    found = list_checkpoints(folder, strict=False)
     for pointer in ("best", "last"):
         path = folder / pointer
         # A damaged one beside checkpoints is theirs, and is rebuilt: a loss of power leaves zeros.
@@ -104,7 +104,7 @@ def check_loop_folder(folder: Path) -> None:
             problem = f"{path} is not altcore's, and checkpoints need the name"
             raise BadInput(problem, key="folder", hint="take a folder of its own")
     for kept in found:
-        if kept.manifest["run_id"] != OWN:
+        if kept.manifest.get("run_id", OWN) != OWN:
             problem = f"{kept.path} is the checkpoint of a run, and not of a loop of your own"
             raise BadInput(problem, key="folder", hint="take a folder of its own")
     for run in (folder, folder.parent):

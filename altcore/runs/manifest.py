@@ -45,6 +45,16 @@ def folder_of(kind: str, step: int) -> str:
     return NAMES[kind].format(step)
 
 
+def kind_and_step(name: str) -> tuple[str, int]:
+    """Return of which kind and step the checkpoint in a folder is, by the folder's name.
+
+    >>> kind_and_step("step-00000480")
+    ('regular', 480)
+    """
+    step = int(re.split("[-_]", name)[1])
+    return next(kind for kind in NAMES if folder_of(kind, step) == name), step
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is the folder of a checkpoint, not that of one being written or removed."""
     if _FOLDER.fullmatch(path.name) is None:

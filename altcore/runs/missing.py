@@ -1,4 +1,4 @@
-"""Checkpoints that a run ended with, and that are not there any more."""
+"""Checkpoints that a run wrote, as its record tells, and that are not there any more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS
 from altcore.runs.json_lines import read_lines
 from altcore.runs.kept import Kept, by_merit
 from altcore.runs.manifest import REGULAR, folder_of
-from altcore.runs.summary import ENDED, read_summary
+from altcore.runs.summary import ENDED, FAILED, read_summary
 from altcore.yaml_files import read_mapping
 
 BEST, LATEST = "best", "latest"
@@ -46,6 +46,33 @@ def warn_of_missing(run: Path, *which: str) -> None:
         log.warning(problem)
 
 
+def lost_since(run: Path, step: int) -> Path | None:
+    """Return the newest checkpoint that a run wrote, if it is of a later step and is gone.
+
+    None as well if nothing says that it was written: a run tells of a checkpoint before it writes
+    it, and may have died between the two.
+    """
+    with suppress(BadInput), unreadable_named(run):
+        summary = read_summary(run)
+        made = max((line["step"] for line in read_lines(run / METRICS)), default=0)
+        has_left = summary is not None and summary.status != FAILED
+        written = {at: path for at, path in _told_of(run).items() if at < made or has_left}
+        newest = max(written, default=0)
+        if newest > step and not written[newest].exists():
+            return written[newest]
+    return None
+
+
+def _told_of(run: Path) -> dict[int, Path]:
+    """Return the regular checkpoints that the events tell of, by step."""
+    # Several events name a checkpoint that was written again, and its anomaly has another name.
+    return {
+        event["step"]: run / event["path"]
+        for event in read_lines(run / EVENTS)
+        if event.get("path") == f"{CHECKPOINTS}/{folder_of(REGULAR, event['step'])}"
+    }
+
+
 def _ended_with(run: Path) -> dict[str, Path]:
     """Return the best and the latest checkpoint that a run kept when it ended."""
     summary = read_summary(run) if (run / CHECKPOINTS).is_dir() else None
@@ -54,12 +81,9 @@ def _ended_with(run: Path) -> dict[str, Path]:
     config = TrainConfig.from_plain(read_mapping(run / CONFIG, "run"))
     lines = [x for x in (summary.first_evaluation, *read_lines(run / METRICS)) if "val_loss" in x]
     evaluations = {line["step"]: to_json(line) for line in lines}
-    # Several events name a checkpoint that was written again, and its anomaly has another name.
-    names = {event.get("path"): event["step"] for event in read_lines(run / EVENTS)}
     written = [
-        Kept(run / name, {"step": step, "evaluation": evaluations.get(step)})
-        for name, step in names.items()
-        if name == f"{CHECKPOINTS}/{folder_of(REGULAR, step)}"
+        Kept(path, {"step": step, "evaluation": evaluations.get(step)})
+        for step, path in _told_of(run).items()
     ]
     best = by_merit(written, config.monitor, config.direction)
     found = {BEST: best[:1], LATEST: written[-1:]}

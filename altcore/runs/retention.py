@@ -32,9 +32,9 @@ def retain(
     mode: str,
     max_checkpoints: int,
     keep_best: int,
-    others: Collection[int] = (),
+    own: Collection[int] | None = None,
 ) -> None:
-    """Set the pointers, and remove what need not stay; those of the steps ``others`` do.
+    """Set the pointers, and remove what need not stay; if ``own`` is given, of these steps alone.
 
     There stay the best and the newest regular checkpoints, ``max_checkpoints`` together; the last
     one before the first anomaly; step 0 if it is a manifest alone; anomalies; and the next
@@ -43,7 +43,7 @@ def retain(
     """
     try:
         with durable.no_space_named(folder):
-            _retain(folder, monitor, mode, max_checkpoints, keep_best, others)
+            _retain(folder, monitor, mode, max_checkpoints, keep_best, own)
     except UnreadableFile as error:
         _warn_of_unreadable(str(error))
 
@@ -59,9 +59,10 @@ def _retain(
     mode: str,
     max_checkpoints: int,
     keep_best: int,
-    others: Collection[int],
+    own: Collection[int] | None,
 ) -> None:
     found = list_checkpoints(folder)
+    others = {kept.step for kept in found if own is not None and kept.step not in own}
     regular = [kept for kept in found if kept.kind == REGULAR]
     best = by_merit(regular, monitor, mode)[:1]
     stay = [kept.step for kept in regular[-1:] + best + regular[::-1]]

@@ -32,7 +32,8 @@ UNFINISHED = "unfinished"
 """The status of a run that is not over, or was killed: it has no summary.json."""
 ENDED = ("finished", "collapsed", "stopped")
 """Every status of a run that came to an end of its own."""
-STATUSES = (*ENDED, "interrupted", "failed", UNFINISHED)
+FAILED = "failed"
+STATUSES = (*ENDED, "interrupted", FAILED, UNFINISHED)
 
 _LAST_TENTH = "the same over the last tenth of the recorded steps"
 

@@ -100,6 +100,7 @@ FOUND = {
     "factor": OneOf(("F", "B", "U")),
     "factor_distinguishable": flag,
     "learning_rate_factor_inside": number,
+    "factor_at_own_rate?": {**COUNTED, "diverged": number},
     **{f"{stage}s?": Each(ARM) for stage in ("operand", "group", "layer")},
     **{f"{stage}?": Maybe(text) for stage in ("operand", "group", "layer")},
     "causes": [CAUSE],

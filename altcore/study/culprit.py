@@ -48,7 +48,7 @@ def find_culprit(
 ) -> tuple[Culprit, dict[str, Any]]:
     """Return what is at fault inside the factor with the largest share, and the tables of it."""
     factor = max(shares, key=lambda f: shares[f]["mean"])
-    inside = runs_inside(runs, arms[frozenset(factor)])
+    inside, own_rate = runs_inside(runs, arms[frozenset(factor)])
     tables: dict[str, Any] = {}
 
     def guilty_of(
@@ -83,6 +83,7 @@ def find_culprit(
         "factor": factor,
         "factor_distinguishable": shares[factor]["low"] > 0,
         "learning_rate_factor_inside": inside.rate,
+        **({"factor_at_own_rate": own_rate} if own_rate else {}),
         **tables,
         "operand": next(iter(at_fault), None),
         "group": group,
@@ -90,8 +91,10 @@ def find_culprit(
     }
 
 
-def runs_inside(runs: PairedRuns, arm: Arm) -> PairedRuns:
+def runs_inside(runs: PairedRuns, arm: Arm) -> tuple[PairedRuns, dict[str, Any] | None]:
     """Return the runs with the learning rate of the arms inside a factor, and its twin.
+
+    The row by which that rate was chosen comes with them, None if there was no choice.
 
     Both run at the factor's own rate. At another, the cost of the rate would count against
     every operand and layer, the innocent ones too. If the factor is not distinguishable from
@@ -100,12 +103,12 @@ def runs_inside(runs: PairedRuns, arm: Arm) -> PairedRuns:
     """
     own, twins = runs.rates[arm.key], runs.rates["twin"]
     if own == twins:
-        return runs.at(own, twin())
+        return runs.at(own, twin()), None
     inside = runs.at(own, evolve(twin(), key="twin-inside"))
     inside.run([arm], count=len(runs.of(arm.key)))
     row = inside.row(arm.key)
     is_worse = not math.isnan(row["mean"]) and (row["diverged"] or row["low"] > 0)
-    return inside if is_worse else runs.at(twins, twin())
+    return (inside if is_worse else runs.at(twins, twin())), row
 
 
 def as_key(name: str) -> str:

@@ -17,7 +17,7 @@ from altcore.engine import choose_device
 from altcore.errors import BadInput
 from altcore.formats import BlockFormat, Format, format_digest
 from altcore.registry import HOOK_KINDS, find
-from altcore.runs import KEPT, NAMES, contents, is_path, source_digest
+from altcore.runs import KEPT, NAMES, contents, is_path, plugin_digest, source_digest
 
 
 def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,10 +86,7 @@ def code(config: TrainConfig) -> dict[str, Any]:
     kinds = [("workload", config.workload), ("optimizer", config.optimizer)]
     entries = [find(name, (kind,)) for kind, name in kinds]
     entries += [find(name, HOOK_KINDS) for name in config.plugins]
-    made = {
-        f"{e.kind} {e.name}": [e.origin, e.value, source_digest(e.value, e.distribution)]
-        for e in entries
-    }
+    made = {f"{e.kind} {e.name}": [e.origin, e.value, plugin_digest(e)] for e in entries}
     return {
         "altcore": [version("altcore"), source_digest("altcore")],
         "torch": version("torch"),

@@ -112,19 +112,11 @@ class Runner:
         Raises:
             AltcoreError: if a run fails, or the data changed meanwhile. What was made is kept.
         """
-        known = {_digest_in(name): name for name in self._ledger.names()}
-        jobs: dict[str, tuple[Trial, Job]] = {}
-        names = []
-        for trial in trials:
-            job = self._job(trial, known)
-            known[_digest_in(job.name)] = job.name
-            jobs.setdefault(job.name, (trial, job))
-            names.append(job.name)
-        missing = {name: jobs[name] for name in jobs if not self._has(name)}
+        names, missing = self._asked_for(trials)
         if missing and self.prepare is not None:
             prepare, self.prepare = self.prepare, None
             prepare()
-            return self.outcomes(trials)  # of what it made of `base`
+            names, missing = self._asked_for(trials)  # of what it made of `base`
         self.planned = max(0, self.planned - len(names) + len(missing))
         if missing:
             self._make(missing)
@@ -167,6 +159,18 @@ class Runner:
             found[OWN] = own
         self._check_files(found["files"])
         return found
+
+    def _asked_for(self, trials: Sequence[Trial]) -> tuple[list[str], dict[str, tuple[Trial, Job]]]:
+        """Return the name of each trial's job, and those of the jobs that have no result yet."""
+        known = {_digest_in(name): name for name in self._ledger.names()}
+        jobs: dict[str, tuple[Trial, Job]] = {}
+        names = []
+        for trial in trials:
+            job = self._job(trial, known)
+            known[_digest_in(job.name)] = job.name
+            jobs.setdefault(job.name, (trial, job))
+            names.append(job.name)
+        return names, {name: jobs[name] for name in jobs if not self._has(name)}
 
     def _job(self, trial: Trial, known: Mapping[str, str]) -> Job:
         """Return the job of a trial; its name is that of a ``known`` one of the same digest."""

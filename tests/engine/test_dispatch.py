@@ -77,6 +77,10 @@ def test_a_disabled_plugin_is_not_called_again():
     assert run.degraded == ["p"]
     assert dispatcher.needs(run, Step(4)) == set()
     assert not dispatcher.measures_on(run, Step(4))
+    first, told = Dispatcher([plugin(Broken, "diagnostic")]), Told()
+    first.disable_broken(told, [{}, dispatcher.boundary.errors])  # as of two ranks
+    assert told.events == [("degraded", {"plugin": "p", "message": f"on rank 1 {message}"})]
+    assert told.degraded == ["p"]
 
 
 def test_run_end_reaches_everybody():

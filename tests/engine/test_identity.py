@@ -18,6 +18,7 @@ from altcore.config import load_config
 from altcore.engine import identity, resuming, setup
 from altcore.hooks import setting
 from altcore.runs import checkpoint, compare, contents
+from altcore.runs import digests as digests_of
 
 
 @pytest.fixture
@@ -313,6 +314,13 @@ def test_another_source_of_a_plugin_is_refused_and_one_that_moved_is_told(
     shutil.copytree(site / "one", site / "three")
     use(site / "three")
     assert start.resume("r", max_steps=4).steps_completed == 4
+    (site / "three" / "acme_act.py").unlink()
+    digests_of._source.cache_clear()
+    with pytest.raises(
+        BadInput, match=r"^intervention act: .*acme_act\.py cannot be read: No such"
+    ):
+        start.engine(["act"], name="none")
+    assert not (start.runs / "none").exists()
     forget_installed()
 
 

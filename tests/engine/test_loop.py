@@ -13,13 +13,14 @@ from helpers_plugins import make
 from torch import nn
 
 import altcore
-from altcore import BadInput, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
+from altcore import BadInput, Format, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
 from altcore.cli import main
 from altcore.config import TrainConfig
 from altcore.engine import Step
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.schedule import learning_rate
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
+from altcore.plugin import ShiftFormat
 from altcore.runs import read_lines
 from altcore.runs.log_file import LogFile
 
@@ -262,6 +263,25 @@ def test_trace_of_a_collapse(trace, shelf, start):
     )
     assert (run.status, run.failure_step) == ("collapsed", 3)
     assert "nan_patience 2" in run.failure_reason
+
+
+@pytest.mark.parametrize(("fallback", "failure"), [("E5M2", 4), ("E4M3", 3)])
+def test_a_fallback_to_the_format_in_force_spends_patience(shelf, start, fallback, failure):
+    """It changes nothing, however often it is proposed: a run of bad steps alone has an end."""
+
+    @define(eq=False)
+    class Fallback:
+        to: Format = setting(fallback, help="the format to shift to")
+
+        @hookimpl
+        def on_nan(self):
+            return ShiftFormat(self.to, reason="not finite")
+
+    shelf.install("intervention", "fallback", Fallback)
+    poison(shelf, loss=[2, 3, 4, 5, 6])
+    run = start(["poison", "fallback"], format="E4M3", nan_patience=2, max_steps=6)
+    # A step after which the format changes is forgiven.
+    assert (run.status, run.failure_step) == ("collapsed", failure)
 
 
 def proposer(shelf, name, hook, action):

@@ -209,6 +209,10 @@ def agreed(rank, folder, corpus):
     engine = start.engine(["broken"], name="degraded", max_steps=5, checkpoint_interval=3)
     assert engine.train()["degraded"] == ["broken"]
     assert HEARD == [1] if rank else [1, 2, 3], "disabled everywhere with the next checkpoint"
+    if rank == 0:
+        told = events(start.runs / "degraded", "degraded")[0]["message"]
+        assert told.startswith("on rank 1 diagnostic broken (")
+        assert told.endswith("planted")
 
     engine, one = run("raise")
     expected = (

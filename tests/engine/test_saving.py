@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 import altcore
 from altcore import BadInput, Stop, hookimpl, setting
 from altcore.errors import AltcoreError, Interrupted, PluginError
-from altcore.runs import read_lines, summary_of
+from altcore.runs import lost_since, read_lines, summary_of
 from altcore.runs.manifest import read_manifest
 
 
@@ -340,6 +340,24 @@ def test_a_damaged_checkpoint_is_set_aside(shelf, start):
     assert (folder / "damaged_step-00000002" / "state.pt").read_bytes() == b"torn"
 
 
+def test_a_newest_checkpoint_that_is_gone_is_named(start):
+    """And the step from which the run goes on instead, in the log and in the record."""
+    run = start(name="r", checkpoint_interval=1, max_steps=4).run_directory
+    folder = run / "checkpoints"
+    assert lost_since(run, 3) is None
+    shutil.rmtree(folder / "step-00000004")
+    assert lost_since(run, 3) == folder / "step-00000004"
+    (run / "summary.json").unlink()
+    assert lost_since(run, 3) is None  # it may have died before it wrote that of step 4
+    shutil.rmtree(folder / "step-00000003")
+    with capture_logs() as logs:
+        start.resume("r", max_steps=5)
+    missing = "checkpoint step-00000003, the newest that the run wrote, is missing"
+    told = f"{missing}: the run goes on from step 2"
+    assert [x["event"] for x in logs if "missing" in x["event"]] == [told]
+    assert [e["message"] for e in events(run, "warning") if "missing" in e["message"]] == [told]
+
+
 # -------------------------------------------------------------------------------- plugins
 
 
@@ -371,6 +389,10 @@ def test_a_plugin_that_was_disabled_stays_so_and_keeps_its_state(shelf, start):
     assert run.summary["degraded"] == ["broken"]
     assert state(run.run_directory)["ranks"][0]["plugins"]["broken"] == {"seen": 2}
     assert len(events(run.run_directory, "degraded")) == 1
+    engine = start.engine(["broken"])
+    engine.run.rank = 1  # one that is new
+    engine.saving.state.load_state_dict(state(run.run_directory), [])
+    assert [p.is_disabled for p in engine.dispatch.plugins] == [True]
 
 
 @pytest.mark.parametrize("kind", ["diagnostic", "intervention"])

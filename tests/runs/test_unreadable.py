@@ -13,7 +13,7 @@ from torch import nn
 
 from altcore import CheckpointManager, durable
 from altcore.cli import main
-from altcore.errors import InvalidCheckpoint, UnreadableFile
+from altcore.errors import BadInput, InvalidCheckpoint, UnreadableFile
 from altcore.runs import RunDirectory, checkpoint, contents, list_runs, run_id
 from altcore.runs.own_checkpoint import begins_as
 from altcore.runs.retention import list_checkpoints, retain
@@ -130,6 +130,37 @@ def test_nothing_is_removed_beside_a_checkpoint_that_cannot_be_read(tmp_path, mo
     monkeypatch.undo()
     retain(tmp_path, monitor="val_loss", mode="min", max_checkpoints=1, keep_best=0)
     assert [k.step for k in list_checkpoints(tmp_path)] == [3]
+
+
+@pytest.mark.parametrize("name", ["step-00000001", "step-00000002", "anomaly_00000003"])
+def test_a_loop_saves_beside_a_checkpoint_that_cannot_be_read(tmp_path, monkeypatch, name):
+    """It is named, and nothing is removed until it can be read; a later one stands in the way."""
+    with CheckpointManager(tmp_path, *loop(), max_checkpoints=1, keep_best=0) as manager:
+        manager.save(1)
+        (tmp_path / "step-00000001").rename(tmp_path / "aside")
+        manager.save(2)
+        (tmp_path / "aside").rename(tmp_path / "step-00000001")
+        manager.save_on_anomaly(3)
+        unreadable(monkeypatch, f"{name}/manifest", OSError(errno.EIO, "no"))
+        with capture_logs() as logs:
+            assert manager.save(4) == tmp_path / "step-00000004"
+            assert manager.save_on_anomaly(4) is None
+        told = [x["event"] for x in logs]
+        assert told == [
+            "a checkpoint cannot be read, and is left alone",
+            "no old checkpoint is removed",
+        ]
+        assert all(name in x["error"] for x in logs)
+        assert {kept.step for kept in list_checkpoints(tmp_path, strict=False)} == {1, 2, 3, 4}
+        monkeypatch.undo()
+        manager.save(5)
+        assert [kept.step for kept in list_checkpoints(tmp_path)] == [2, 3, 5]
+        unreadable(monkeypatch, "step-00000005/manifest", OSError(errno.EIO, "no"))
+    with (
+        CheckpointManager(tmp_path, *loop()) as other,
+        pytest.raises(BadInput, match="there is a checkpoint of step 5"),
+    ):
+        other.save(4)
 
 
 def test_a_record_that_cannot_be_read_is_not_another_one(tmp_path, monkeypatch):

@@ -181,8 +181,11 @@ def test_a_factor_is_compared_at_its_own_rate(own, arm, told):
     Stub.base = type("Base", (), {"max_steps": 10})
     runs = PairedRuns(Stub(), [1, 2, 3], 0.05, rates={"twin": 3.0, "B": own})
     runs.run([Arm("twin", {}), Arm("B", {})])
-    inside = runs_inside(runs, Arm("B", {}))
+    inside, row = runs_inside(runs, Arm("B", {}))
     assert (inside.reference.key, inside.rate) == told
+    assert (row is None) == (own == 3.0)
+    if row is not None:
+        assert row["mean"] == pytest.approx(arm - 2.5, abs=0.01)
     assert (runs.reference.key, runs.rate) == ("twin", None)
 
 

@@ -57,11 +57,14 @@ def test_a_harm_that_is_another_rate_is_told(own, inside, told):
     """Else gaps at the twin's rate stand unexplained beside a small one at the best rates."""
     chosen = {"U": {"factor": float(own)}, "twin": {"factor": 3.0}}
     found = {"factor": "U", "learning_rates": chosen, "learning_rate_factor_inside": float(inside)}
-    assert list(forced_rate(found)) == told * [
-        "**Learning rate**: U does best at 27 times the given rate, where it is not "
-        "distinguishable from float32 at that same rate. So its harm is that it forces another "
-        "rate. What follows ran at the twin's best, 3 times"
-    ]
+    numbers = " (gap 0.0100 [-0.0900, 0.1100], p 0.4000)"
+    for row, gap in ((None, ""), (estimate(0.01, p=0.4), numbers)):
+        answer = {**found, **({"factor_at_own_rate": row} if row else {})}
+        assert list(forced_rate(answer)) == told * [
+            "**Learning rate**: U does best at 27 times the given rate, where it is not "
+            f"distinguishable from float32 at that same rate{gap}. So its harm is that it forces "
+            "another rate. What follows ran at the twin's best, 3 times"
+        ]
 
 
 ROUNDING = {

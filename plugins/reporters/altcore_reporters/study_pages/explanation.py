@@ -99,10 +99,13 @@ def forced_rate(answer: Answer) -> Iterator[str]:
     chosen, inside = answer["learning_rates"], answer["learning_rate_factor_inside"]
     own, twins = (chosen[key]["factor"] for key in (answer["factor"], "twin"))
     if inside == twins != own:
+        row = answer.get("factor_at_own_rate")  # answers of before have none
+        gap = f" (gap {interval(row)}, p {number(value(row['p']))})" if row else ""
         yield (
             f"**Learning rate**: {answer['factor']} does best at {times(own)} times the given "
-            f"rate, where it is {NOT_TOLD} from float32 at that same rate. So its harm is that it "
-            f"forces another rate. What follows ran at the twin's best, {times(twins)} times"
+            f"rate, where it is {NOT_TOLD} from float32 at that same rate{gap}. So its harm is "
+            f"that it forces another rate. What follows ran at the twin's best, {times(twins)} "
+            "times"
         )
 
 
