@@ -86,13 +86,14 @@ def save_checkpoint(
         step: after which the state is what it is.
         scaler: of gradients, if the loop has one.
         value: by which `CheckpointManager.best` compares; one that is not finite is never best.
-        also: what else the loop keeps, by name: whatever has a ``state_dict`` and a
-            ``load_state_dict``, such as a learning-rate scheduler, a sampler or an average.
+        also: what else the loop keeps, by name: other modules and optimizers, which are held to the
+            same as these, and whatever has a ``state_dict`` and a ``load_state_dict``, such as a
+            learning-rate scheduler, a sampler or an average.
 
     Raises:
         BadInput: if a weight, moment or scale is not finite, or another tensor in ``also`` is NaN,
-            which is no state to go on from, if the optimizer keeps what a checkpoint cannot or
-            moves parameters that are not the model's, if `load_checkpoint` would refuse the state,
+            which is no state to go on from, if an optimizer keeps what a checkpoint cannot or
+            moves parameters of no module that is kept, if `load_checkpoint` would refuse the state,
             if another process or a `CheckpointManager` saves into the folder, or if an argument is
             wrong.
         NoSpace: if the disk is full; what was there stays.
@@ -198,7 +199,7 @@ class CheckpointManager:
     _unwatched: frozenset[str] = field(init=False)
     """What was not finite when the manager was made, before training: a mask may be so."""
     _built: AsBuilt = field(init=False)
-    """Model and optimizer as they were then."""
+    """Modules and optimizers as they were then."""
     _steps: StepWatch = field(init=False)
     _hidden: list[str] = field(init=False, factory=list)
     """The state elsewhere that was warned of."""

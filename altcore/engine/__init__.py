@@ -3,6 +3,7 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
+from altcore.engine.as_built import AsBuilt
 from altcore.engine.building import (
     build_alone,
     build_workload,
@@ -33,7 +34,7 @@ from altcore.engine.measuring import (
     on_grid,
     quantized_weights,
 )
-from altcore.engine.model_state import AsBuilt, put_model
+from altcore.engine.model_state import put_model
 from altcore.engine.module_kinds import kinds_of
 from altcore.engine.one_run import only_run
 from altcore.engine.own_loop import OwnLoop

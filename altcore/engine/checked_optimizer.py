@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from altcore.engine.fingerprints import memory
 from altcore.engine.hidden_state import optimizer_parts
+from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.named_errors import check_savable, naming
 from altcore.engine.optimizer_checks import outside
 from altcore.errors import BadInput, PluginError
@@ -29,7 +30,7 @@ def check_optimizer(made: Any, settings: object, model: nn.Module, who: str) -> 
         raise PluginError(f"{who}: build returned {kind}, not a torch.optim.Optimizer")
     if trained(model) and len(left_out(made, model)) == len(trained(model)):
         raise PluginError(f"{who}: it has none of the model's parameters that are trained")
-    if problem := outside(made, model):
+    if problem := outside(made, parameter_names({MODEL: model})):
         raise PluginError(f"{who}: {problem}: make it a parameter of the model")
     if getattr(made, ROUNDABLE, None) is None:
         setattr(made, ROUNDABLE, getattr(settings, ROUNDABLE, None))

@@ -13,6 +13,7 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.building import Built
 from altcore.engine.identity import given_in
+from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.loop import Engine
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.plugin_states import RefusedState, check_plugin_states
@@ -287,7 +288,7 @@ def _check_own_model(found: Checkpoint, built: Built, name: str) -> None:
 def _without_moments(found: Checkpoint, built: Built) -> None:
     """Let a state and its snapshots have the state of the new optimizer, which has none yet."""
     fresh = built.optimizer.state_dict()
-    layout = layout_of(fresh, built.optimizer, built.model)
+    layout = layout_of(fresh, built.optimizer, parameter_names({MODEL: built.model}))
     for state in (found.state, *found.snapshots):
         if isinstance(state, dict):
             state["optimizer"] = fresh

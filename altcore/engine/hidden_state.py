@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, is_looked_up, memory
+from altcore.engine.labels import within
 from altcore.log import log
 
 MANY = 1000
@@ -51,32 +52,51 @@ def warn_of_hidden(labels: Sequence[str]) -> None:
         log.warning(told, names=labels, **({"hint": hint} if hint else {}))
 
 
-def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Fingerprint]:
+def owners_in(
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
+) -> dict[str, nn.Module | Optimizer]:
+    """Return modules, with those in them, and optimizers by what they are called: each once."""
+    found: dict[int, tuple[str, nn.Module | Optimizer]] = {}
+    for label, whole in modules.items():
+        for name, module in whole.named_modules():
+            place = within(f"module {name}", label) if name else label
+            found.setdefault(id(module), (place, module))
+    return {**dict(found.values()), **optimizers}
+
+
+def attributes(owners: Mapping[str, nn.Module | Optimizer]) -> dict[str, Fingerprint]:
     """Return the attributes in which state may be hidden, by what they are called.
 
-    These are all that hold something else than the model's own modules, parameters and buffers; of
+    These are all that hold something else than the owners, their parameters and buffers; of
     modules and optimizers that state more than torch's do, none: they know what they need. Of each
     module there are its class, with the attributes of the class, and functions that take the place
     of its methods, too.
     """
-    modules, own = dict(model.named_modules()), own_of(model, optimizer)
-    owners = {f"module {name}" if name else "the model": m for name, m in modules.items()}
+    own = own_of(owners.values())
     found = {
         f"{key} of {place}": fingerprint(value, own)
-        for place, owner in {**owners, "the optimizer": optimizer}.items()
+        for place, owner in owners.items()
         for key, value in _beside(owner).items()
     }
-    for place, module in owners.items():
+    modules = {place: x for place, x in owners.items() if isinstance(x, nn.Module)}
+    for place, module in modules.items():
         found[f"the class of {place}"] = fingerprint(type(module))
     for cls in dict.fromkeys(c for m in modules.values() for c in type(m).__mro__):
         found |= {f"{k} of class {cls.__name__}": fingerprint(v, own) for k, v in _of(cls).items()}
     return {label: known for label, known in found.items() if known}
 
 
-def own_of(model: nn.Module, optimizer: Optimizer) -> set[int]:
+def own_of(owners: Iterable[nn.Module | Optimizer]) -> set[int]:
     """Return the ids and the addresses of what checkpoints have, wherever it is met."""
-    tensors = {memory(x) for x in (*model.parameters(), *model.buffers())} - {0}
-    return tensors | {id(x) for x in (optimizer, *model.modules())}
+    held = [*owners]
+    return {memory(x) for x in _tensors_of(held)} - {0} | {id(x) for x in held}
+
+
+def _tensors_of(owners: Iterable[nn.Module | Optimizer]) -> Iterator[Tensor]:
+    """Yield the parameters and the buffers that are a module's own."""
+    for owner in owners:
+        if isinstance(owner, nn.Module):
+            yield from (*owner.parameters(recurse=False), *owner.buffers(recurse=False))
 
 
 def attributes_of_others(owners: Mapping[str, Any], own: Set[int]) -> dict[str, Fingerprint]:
@@ -120,16 +140,19 @@ def optimizer_parts(optimizer: Optimizer) -> list[str]:
     return [name for name, value in _beside(optimizer).items() if isinstance(value, kinds)]
 
 
-def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """Return the attributes of an optimizer with tensors that are neither the model's nor state.
+def optimizer_tensors(owners: Mapping[str, nn.Module | Optimizer]) -> list[str]:
+    """Return the attributes of optimizers with tensors that are neither a module's nor state.
 
     Slow weights are such, if they are not in the optimizer's ``state``.
     """
-    state = (optimizer.param_groups, list(optimizer.state.values()))
-    known = {id(x) for x in (*model.parameters(), *model.buffers(), *tensors_in(state))}
-    known |= {id(p.grad) for p in model.parameters()}
+    own = [*_tensors_of(owners.values())]
+    optimizers = {label: x for label, x in owners.items() if isinstance(x, Optimizer)}
+    state = [(x.param_groups, list(x.state.values())) for x in optimizers.values()]
+    known = {id(x) for x in (*own, *tensors_in(state, depth=5))}
+    known |= {id(x.grad) for x in own if x.is_leaf}
     return [
-        f"{name} of the optimizer"
+        f"{name} of {label}"
+        for label, optimizer in optimizers.items()
         for name, value in _beside(optimizer).items()
         if any(id(x) not in known for x in tensors_in(value))
     ]

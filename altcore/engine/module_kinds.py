@@ -29,10 +29,10 @@ def _kind(module: nn.Module) -> str:
     return one_line(f"{type(module).__name__}({_NO_DIFFERENCE.sub('', said):.100})")
 
 
-def warn_of_other_kinds(was: Mapping[str, str], model: nn.Module) -> None:
+def warn_of_other_kinds(was: Mapping[str, str], model: nn.Module, label: str) -> None:
     """Warn of the modules of a model that are others than they were when its state was saved."""
     modules = changed_modules(was, kinds_of(model))
     others = [f"{name} was {old}, and is {new}" for name, old, new in modules]
     if others:
-        told = "the weights fit, but modules of the model are others than those that were saved"
+        told = f"the weights fit, but modules of {label} are others than those that were saved"
         log.warning(told, modules=some(others))

@@ -7,12 +7,13 @@ compared with the layout that was written beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from altcore.engine.trespass import same_bits
 from altcore.errors import InvalidCheckpoint
 
 MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -24,31 +25,36 @@ OTHER_SHAPES = ("Adafactor", "LBFGS")
 
 
 def layout_of(
-    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, names: Mapping[int, str]
 ) -> dict[str, Any]:
     """Return which parameter has each position in an optimizer's state, and each moment's shape.
 
-    A parameter that is not the model's is None.
+    ``names`` are what `parameter_names` returns; a parameter that is not there is None.
     """
-    return {"parameters": _names(optimizer, model), "shapes": _shapes(state)}
+    return {"parameters": _in_order(optimizer, names), "shapes": _shapes(state)}
 
 
-def groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str | None]]:
-    """Return the parameters of each group of an optimizer; None for one that is not the model's."""
-    names = {id(p): name for name, p in model.named_parameters()}
+def groups_of(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[list[str | None]]:
+    """Return the parameters of each group of an optimizer; None for one without a name."""
     return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
 
 
-def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str | None]:
-    return [name for group in groups_of(optimizer, model) for name in group]
+def _in_order(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[str | None]:
+    return [name for group in groups_of(optimizer, names) for name in group]
 
 
-def outside(optimizer: torch.optim.Optimizer, model: nn.Module) -> str | None:
-    """Return what is wrong with an optimizer that moves parameters outside the model."""
-    names = _names(optimizer, model)
-    if None not in names:
-        return None
-    return f"its parameter {names.index(None)} is not the model's, and no checkpoint would hold it"
+def outside(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], others: Sequence[Tensor] = ()
+) -> str | None:
+    """Return what is wrong with an optimizer that moves parameters that no checkpoint holds.
+
+    Those are neither in a module, and so have a name, nor one of the ``others``, or a copy of it.
+    """
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for i, p in enumerate(parameters):
+        if id(p) not in names and not any(same_bits(p.detach(), x.to(p.device)) for x in others):
+            return f"its parameter {i} is not the model's, and no checkpoint would hold it"
+    return None
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[Any, dict[str, list[int]]]:
@@ -63,10 +69,10 @@ def check_layout(
     layout: Mapping[str, Any],
     state: Mapping[str, Any],
     optimizer: torch.optim.Optimizer,
-    model: nn.Module,
+    names: Mapping[int, str],
 ) -> None:
     """Raise `InvalidCheckpoint` if a state is of parameters in another order, or was altered."""
-    pairs = zip(layout["parameters"], _names(optimizer, model), strict=True)
+    pairs = zip(layout["parameters"], _in_order(optimizer, names), strict=True)
     if other := [pair for pair in pairs if pair[0] != pair[1]]:
         was, now = other[0]
         raise InvalidCheckpoint(

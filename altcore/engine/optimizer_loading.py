@@ -12,28 +12,31 @@ from altcore.engine.trespass import same_bits
 from altcore.errors import BadInput
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: Mapping[str, Any], key: str = "optimizer"
+) -> None:
     """Load a checked state.
 
-    torch gives moments the type of their parameters: those of another type get theirs again.
+    torch gives moments the type of their parameters: those of another type get theirs again. Errors
+    call the optimizer by ``key``.
 
     Raises:
         BadInput: if the optimizer states something else afterwards, or did not take it.
     """
     optimizer.load_state_dict(dict(state))
     if type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict:
-        for _, entry, key, kept in _pairs(state, optimizer):
-            own = entry.get(key)
+        for _, entry, name, kept in _pairs(state, optimizer):
+            own = entry.get(name)
             if isinstance(own, Tensor) and own.dtype != kept.dtype:
-                entry[key] = kept.to(own.device, copy=True)
+                entry[name] = kept.to(own.device, copy=True)
     now = optimizer.state_dict()["state"]
     for place, entry in state["state"].items():
-        for key, kept in entry.items() if isinstance(entry, Mapping) else ():
+        for name, kept in entry.items() if isinstance(entry, Mapping) else ():
             found = now.get(place)
-            own = found.get(key) if isinstance(found, Mapping) else None
+            own = found.get(name) if isinstance(found, Mapping) else None
             if isinstance(kept, Tensor) and not _is_same(own, kept):
-                problem = f"it did not take {key} of parameter {place} from the checkpoint"
-                raise BadInput(problem, key="optimizer", hint="mend its load_state_dict")
+                problem = f"it did not take {name} of parameter {place} from the checkpoint"
+                raise BadInput(problem, key=key, hint="mend its load_state_dict")
 
 
 def misstated_moment(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> str | None:

@@ -1,59 +1,36 @@
-"""The state of a training loop of your own: what its checkpoints hold, checked and restored."""
+"""The state of a training loop of your own: what its checkpoints hold, checked and restored.
+
+The model and the optimizer that the loop is given are held to the same as those that ``also``
+names: what a checkpoint has of a module is in `KeptModule`, and of an optimizer in `KeptOptimizer`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from typing import Any
 
 import torch
 from attrs import frozen
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
-from altcore.builtin_types import as_builtin, nested_too_deeply
-from altcore.engine.hidden_state import HOOKS, optimizer_parts
-from altcore.engine.model_state import (
-    AsBuilt,
-    flags_of,
-    misstated,
-    put_model,
-    unsaved_buffers,
-    without_numbers,
-)
-from altcore.engine.module_kinds import kinds_of, warn_of_other_kinds
-from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of, outside
-from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
-from altcore.engine.own_gradients import check_gradients, gradients_of, put_gradients
-from altcore.engine.own_recipe import asked_of, check_asked
+from altcore.builtin_types import as_builtin
+from altcore.engine.as_built import AsBuilt
+from altcore.engine.hidden_state import HOOKS, tensors_in
+from altcore.engine.kept_module import KeptModule
+from altcore.engine.kept_optimizer import KeptOptimizer
+from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_names
 from altcore.engine.randomness import random_state, set_random_state
-from altcore.engine.state_checks import (
-    check_tensors,
-    check_weights,
-    not_finite_in,
-    numbers_of,
-    unwatched_in,
-)
-from altcore.engine.stateful import (
-    Stateful,
-    check_stateful,
-    check_states,
-    load_states,
-    not_finite_among,
-    states_of,
-    unwatched_among,
-)
-from altcore.errors import BadInput, InvalidCheckpoint, shown
-from altcore.log import log
-from altcore.quantization import (
-    Quantization,
-    bare_model,
-    check_moments,
-    check_quantization_state,
-    is_quantized,
-)
+from altcore.engine.stateful import KeptObject, Stateful, check_fits
+from altcore.errors import BadInput, InvalidCheckpoint, described, shown
+from altcore.quantization import Quantization, bare_model, check_moments, is_quantized
 from altcore.runs import REGULAR
+
+ALSO = "also."
+Part = KeptModule | KeptOptimizer | KeptObject
 
 
 @frozen(eq=False)
@@ -63,11 +40,15 @@ class OwnLoop:
     model: nn.Module
     """Not wrapped."""
     optimizer: torch.optim.Optimizer | None
-    q: Quantization | None
+    """None of a loop that only evaluates."""
     scaler: torch.amp.GradScaler | None
     """None if it is disabled: it has no state."""
     also: Mapping[str, Stateful]
-    """What else the loop keeps, by name."""
+    """What else the loop keeps, by name; modules are not wrapped."""
+    modules: Sequence[KeptModule]
+    """The model, and those in ``also``."""
+    optimizers: Sequence[KeptOptimizer]
+    objects: Sequence[KeptObject]
 
     @classmethod
     def of(
@@ -78,128 +59,130 @@ class OwnLoop:
         scaler: torch.amp.GradScaler | None,
         also: Mapping[str, Stateful] | None,
     ) -> OwnLoop:
-        """Take the model out of its wrappers; `BadInput` if ``q`` is not of it."""
+        """Take modules out of their wrappers; `BadInput` if ``q`` is not of the model."""
         own = bare_model(model)
         if q is not None and own is not q.model:
             raise BadInput("it is not the model that was quantized", key="q")
-        if q is None and is_quantized(own):
-            problem = "the model is quantized, and its scales and random bits would be lost"
-            hint = "pass the q that altcore.quantize_model returned for the whole model"
-            raise BadInput(problem, key="q", hint=hint)
-        if not isinstance(optimizer, torch.optim.Optimizer | None):
+        if not isinstance(optimizer, Optimizer | None):
             problem = f"a torch.optim.Optimizer is needed, not {shown(optimizer)}"
             raise BadInput(problem, key="optimizer")
-        is_enabled = scaler is not None and scaler.is_enabled()
-        return cls(own, optimizer, q, scaler if is_enabled else None, check_stateful(also or {}))
+        scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        # In one order: a parameter of two modules is called by the first.
+        more = {str(name): _checked(name, part) for name, part in sorted((also or {}).items())}
+        named = {ALSO + name: part for name, part in more.items()}
+        parts = {MODEL: own, OPTIMIZER: optimizer, SCALER: scaler, **named}
+        quantizations = [x for x in (q, *more.values()) if isinstance(x, Quantization)]
+        modules = {
+            label: x.model if isinstance(x, Quantization) else x
+            for label, x in parts.items()
+            if isinstance(x, nn.Module | Quantization)
+        }
+        names = parameter_names(modules)
+        return cls(
+            own,
+            optimizer,
+            scaler,
+            more,
+            [
+                KeptModule(label, x, _own_q(label, x, quantizations), names, optimizer is not None)
+                for label, x in modules.items()
+            ],
+            [KeptOptimizer(n, x, names) for n, x in parts.items() if isinstance(x, Optimizer)],
+            [
+                KeptObject(label, x)
+                for label, x in parts.items()
+                if not isinstance(x, nn.Module | Quantization | Optimizer | None)
+            ],
+        )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it trains; it may only evaluate."""
+        return self.optimizer is not None
 
     def built(self) -> AsBuilt:
-        """Return model and optimizer as they are now, before training."""
-        assert self.optimizer is not None  # only a loop that is restored has none
-        return AsBuilt(self.model, self.optimizer)
+        """Return modules and optimizers as they are now, before training."""
+        modules = {kept.label: kept.module for kept in self.modules}
+        return AsBuilt(modules, {kept.label: kept.optimizer for kept in self.optimizers})
 
     def hidden(self, built: AsBuilt) -> list[str]:
-        """Return where state is that no checkpoint has; the model was ``built`` so."""
+        """Return where state is that no checkpoint has; the loop was ``built`` so."""
         hooks = [f"{HOOKS} of {name}" for name in built.late_hooks(built.hooks)]
         return [*built.hidden(), *hooks]
 
     def unwatched(self) -> frozenset[str]:
         """Return the names of what is not finite now, before training: it may stay so."""
-        return unwatched_in(self.model) | unwatched_among(self.also)
+        of_modules = [kept.unwatched() for kept in self.modules]
+        return frozenset().union(*of_modules, *(kept.unwatched() for kept in self.objects))
 
     def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from.
 
         ``unwatched`` is what was not finite before training, if somebody knows.
         """
-        optimizer = (state["optimizer"], state["optimizer_layout"]["parameters"])
-        parts = (numbers_of(self.model), *optimizer, state["scaler"])
-        own = not_finite_in(state["model"], *parts, unwatched)
-        return own or not_finite_among(state["also"], self.also, unwatched)
+        found = chain(
+            (x.not_finite(_of(x, state), unwatched) for x in self.modules),
+            (x.not_finite(_of(x, state)) for x in self.optimizers),
+            (x.not_finite(_of(x, state), unwatched) for x in self.objects),
+        )
+        return next(filter(None, found), None)
 
     @property
     def device(self) -> torch.device:
-        """That of the model's first parameter."""
-        first = next(self.model.parameters(), None)
-        return torch.device("cpu") if first is None else first.device
+        """A GPU if the first parameter of a module is there, or the CPU."""
+        firsts = (next(kept.module.parameters(), None) for kept in self.modules)
+        devices = [p.device for p in firsts if p is not None and p.device.type != "cpu"]
+        return devices[0] if devices else torch.device("cpu")
 
     def state(self, step: int, built: AsBuilt | None = None) -> dict[str, Any]:
-        """Return the state after a step; the model was ``built`` so, or as it is now."""
+        """Return the state after a step; the loop was ``built`` so, or as it is now."""
         step = as_builtin(step)
         if type(step) is not int or step < 0:
             problem = f"a whole number of at least 0 is needed, not {shown(step)}"
             raise BadInput(problem, key="step")
-        self._check_quantization()
-        self._check_numbers()
-        moments, layout = self._moments()
-        weights = self.model.state_dict()
-        if wrong := misstated(self.model, weights):
-            raise BadInput(wrong, key="model")
-        built = built or self.built()
+        for kept in self.modules:
+            kept.check_ready()
+        states = self._states(built or self.built())
+        self._check_stated(states)
+        also = {label: x for label, x in states.items() if label.startswith(ALSO)}
         return {
             "step": step,
-            "model": weights,
-            "buffers": unsaved_buffers(self.model, weights),
-            "buffer_forms": built.forms(weights),
-            "requires_grad": flags_of(self.model),
-            "module_kinds": kinds_of(self.model),
-            "modes": {name: module.training for name, module in self.model.named_modules()},
-            "quantization": None if self.q is None else self.q.state_dict(),
-            "recipe": None if self.q is None else asked_of(self.q),
-            "optimizer": moments,
-            "optimizer_layout": layout,
+            **states[MODEL],
+            **states[OPTIMIZER],
             "optimizer_class": type(self.optimizer).__name__,
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "scaler": states.get(SCALER),
             "random": random_state(self.device),
-            "gradients": gradients_of(self.model),
-            "also": states_of(self.also),
+            "also": {label.removeprefix(ALSO): x for label, x in also.items()},
+            "also_classes": self._classes(),
         }
 
-    def _moments(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the state of the optimizer and its layout; `BadInput` if it cannot be kept."""
-        assert self.optimizer is not None  # only a loop that is restored has none
-        if hidden := optimizer_parts(self.optimizer):
-            problem = f"it keeps state in {', '.join(hidden)}, which its state_dict leaves out"
-            hint = "give it a state_dict and a load_state_dict that have all of it"
-            raise BadInput(problem, key="optimizer", hint=hint)
-        kept = self.optimizer.state_dict()
-        if problem := nested_too_deeply(kept):
-            raise BadInput(f"its state {problem}", key="optimizer")
-        moments = as_builtin(kept)
-        if wrong := misstated_moment(self.optimizer, kept):
-            raise BadInput(wrong, key="optimizer")
-        if foreign := outside(self.optimizer, self.model):
-            hint = "give the model that has all that the optimizer moves"
-            raise BadInput(foreign, key="optimizer", hint=hint)
-        return moments, layout_of(moments, self.optimizer, self.model)
+    def _states(self, built: AsBuilt) -> dict[str, Any]:
+        """Return the state of each part, by its label."""
+        return {
+            **{kept.label: kept.state(built) for kept in self.modules},
+            **{kept.label: kept.state() for kept in self.optimizers},
+            **{kept.label: kept.state() for kept in self.objects},
+        }
 
-    def _check_quantization(self) -> None:
-        """Raise `BadInput` if the quantization is one no more."""
-        if self.q is not None and self.q.is_removed:
-            problem = "it was removed from the model, and its scales and random bits are lost"
-            hint = "save before q.remove(), or before the end of its with block"
-            raise BadInput(problem, key="q", hint=hint)
+    def _check_stated(self, states: Mapping[str, Any]) -> None:
+        """Raise `BadInput` if a module or an optimizer has what is not in its state."""
+        for module in self.modules:
+            module.check_stated(states[module.label])
+        others = [*tensors_in([states[kept.label] for kept in self.objects], depth=12)]
+        for optimizer in self.optimizers:
+            optimizer.check_stated(states[optimizer.label], others)
 
-    def _check_numbers(self) -> None:
-        """Raise `BadInput` if a tensor of the model holds no numbers."""
-        if name := without_numbers(self.model):
-            raise BadInput(f"{name} is on the device meta, and has no numbers", key="model")
-        if self.optimizer is not None and _is_for_inference(self.model):
-            problem = "it was made under torch.inference_mode, and cannot be trained"
-            raise BadInput(problem, key="model")
-        for name, x in chain(self.model.named_parameters(), self.model.named_buffers()):
-            if is_lazy(x):
-                raise BadInput(f"{name} has no shape yet: call the model once", key="model")
+    def _classes(self) -> dict[str, str]:
+        return {name: type(part).__name__ for name, part in self.also.items()}
 
     def check_own(self, state: Mapping[str, Any], built: AsBuilt | None = None) -> None:
         """Raise `BadInput` if a state is not to be written, since the loop could not go on from it.
 
-        The loop would refuse the state, or is in the middle of a step. The model was ``built`` so,
-        or as it is now.
+        The loop would refuse the state, or is in the middle of a step. It was ``built`` so, or as
+        it is now.
         """
-        # torch resets what it keeps of an optimizer in `GradScaler.update`.
-        if self.scaler is not None and id(self.optimizer) in self.scaler._per_optimizer_states:
-            problem = "it has unscaled the gradients of this step, and update() is still to come"
-            raise BadInput(problem, key="scaler", hint="save after scaler.update()")
+        for kept in self.objects:
+            kept.check_between_steps()
         try:
             self.check(state, REGULAR)
         except InvalidCheckpoint as error:
@@ -216,104 +199,100 @@ class OwnLoop:
         """
         try:
             self._check_given(state)
-            check_weights(state, self.model, numbers_of(self.model))
-            if self.q is not None:
-                check_quantization_state(self.q, state["quantization"], state["model"])
-            if self.optimizer is not None:
-                if kind == REGULAR and (bad := self.not_finite(state, self.unwatched())):
-                    raise InvalidCheckpoint(f"{bad} is not finite")
-                with _fitting("optimizer"):
-                    moments = check_optimizer(state["optimizer"], self.optimizer)
-                    about = (state["optimizer"], self.optimizer, self.model)
-                    check_layout(state["optimizer_layout"], *about)
-                check_gradients(state["gradients"], self.model)
-                if self.q is not None:
-                    check_moments(self.q, state["quantization"], moments)
+            for module in self.modules:
+                module.check(_of(module, state))
+            is_healthy = self.is_trained and kind == REGULAR
+            if is_healthy and (bad := self.not_finite(state, self.unwatched())):
+                raise InvalidCheckpoint(f"{bad} is not finite")
+            moments = [m for x in self.optimizers for m in x.check(_of(x, state))]
+            for module in self.modules if self.is_trained else ():
+                if module.q is not None:
+                    own = _of(module, state)["quantization"]
+                    check_moments(module.q, own, moments)
         except BadInput:  # a ValueError, too
             raise
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
 
     def _check_given(self, state: Mapping[str, Any]) -> None:
-        """Raise `BadInput` if a state is of another model, optimizer or recipe."""
-        self._check_quantization()
-        self._check_numbers()
-        parts = (("q", "quantization", self.q), ("scaler", "scaler", self.scaler))
-        for key, part, given in parts:
-            is_kept = state[part] is not None
-            if is_kept and given is None and (key != "scaler" or self.optimizer is not None):
-                raise BadInput(f"the checkpoint holds a {part}, and none is given", key=key)
-            if given is not None and not is_kept:
-                raise BadInput(f"the checkpoint holds no {part}", key=key)
-        kept = state["also"]
-        if self.optimizer is None:  # who evaluates asks for what he needs
-            kept = {name: part for name, part in kept.items() if name in self.also}
-        check_states(kept, self.also)
-        with _fitting("model"):
-            check_tensors(state, self.model)
-        if self.optimizer is not None:
-            _check_flags(state["requires_grad"], flags_of(self.model))
-        if self.q is not None:
-            check_asked(state["recipe"], asked_of(self.q), is_trained=self.optimizer is not None)
+        """Raise `BadInput` if a state is of other modules, optimizers or recipes."""
+        if state["scaler"] is not None and self.scaler is None and self.is_trained:
+            raise BadInput("the checkpoint holds a scaler, and none is given", key="scaler")
+        if state["scaler"] is None and self.scaler is not None:
+            raise BadInput("the checkpoint holds no scaler", key="scaler")
+        kept = state["also_classes"]
+        if not self.is_trained:  # who evaluates asks for what he needs
+            kept = {name: kind for name, kind in kept.items() if name in self.also}
+        check_fits(kept, self._classes())
+        for module in self.modules:
+            module.check_given(_of(module, state))
         was, is_now = state["optimizer_class"], type(self.optimizer).__name__
-        if self.optimizer is not None and was != is_now:
+        if self.is_trained and was != is_now:
             raise BadInput(f"the checkpoint is of {was}, and it is {is_now}", key="optimizer")
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Load a state that was checked."""
-        warn_of_other_kinds(state["module_kinds"], self.model)
-        load_states(state["also"], self.also)
-        # What is only to be evaluated may have been made in inference mode.
-        with torch.inference_mode(self.optimizer is None and _is_for_inference(self.model)):
-            put_model(self.model, self.q, state)
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
-        if self.optimizer is not None:
-            # What a scheduler has put into a group stays, if the checkpoint knows nothing of it.
-            pairs = zip(
-                self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True
-            )
-            groups = [{**own, **kept} for own, kept in pairs]
-            load_optimizer(self.optimizer, {**state["optimizer"], "param_groups": groups})
+        """Load a state that was checked.
+
+        If what ``also`` names does not take its state, `BadInput`, and all is as it was.
+        """
+        parts: list[Part] = [*self.objects, *self.modules, *self.optimizers]
+        others, own = (
+            [x for x in parts if x.label.startswith(ALSO) is also] for also in (True, False)
+        )
+        states = self._states(AsBuilt({}, {}))
+        before = [(x, copy.deepcopy(states[x.label])) for x in others]
+        try:
+            for kept in others:
+                with _named(kept):
+                    kept.restore(_of(kept, state))
+        except BadInput:
+            for kept, was in before:
+                with suppress(Exception):  # one that takes no state has lost none
+                    kept.restore(was)
+            raise
+        for kept in own:
+            with _named(kept):
+                kept.restore(_of(kept, state))
+        if self.is_trained:
             set_random_state(state["random"], self.device)
-            put_gradients(self.model, state["gradients"])
-            _put_modes(self.model, state["modes"])
 
 
-def _is_for_inference(model: nn.Module) -> bool:
-    tensors = (*model.parameters(), *model.buffers())
-    return any(t.is_inference() for t in tensors if not is_lazy(t))
+def _checked(name: object, part: Any) -> Stateful:
+    """Return what a loop keeps, not wrapped; `BadInput` if it has no state."""
+    if not isinstance(part, Stateful):
+        problem = f"{shown(part)} has no state_dict and load_state_dict"
+        raise BadInput(problem, key=f"{ALSO}{name}")
+    if isinstance(part, Quantization) and part.is_removed:
+        raise BadInput("it was removed from its model", key=f"{ALSO}{name}")
+    return bare_model(part) if isinstance(part, nn.Module) else part
 
 
-def _put_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
-    """Put modules into evaluation or training as they were, if the whole is in training, and was.
-
-    A loop that saves while it evaluates sets the mode itself before it trains: if it does not, the
-    loop that goes on is another one.
-    """
-    if model.training and modes[""]:
-        for name, module in model.named_modules():
-            module.training = modes.get(name, module.training)
-    elif model.training:
-        told = "the model was in evaluation mode when it was saved, and stays in training"
-        log.warning(told, hint="call train() after each evaluation, before you save")
-
-
-def _check_flags(was: Mapping[str, bool], now: Mapping[str, bool]) -> None:
-    """Raise `BadInput` if a parameter was trained that is frozen now, or the other way round."""
-    for name, flag in was.items():
-        if now.get(name, flag) != flag:
-            kinds = ("trained", "frozen") if flag else ("frozen", "trained")
-            problem = f"{name} was {kinds[0]} when the checkpoint was written, and is {kinds[1]}"
-            hint = "set its requires_grad as it was, and change it afterwards"
-            raise BadInput(problem, key="model", hint=hint)
+def _own_q(label: str, module: nn.Module, given: Sequence[Quantization]) -> Quantization | None:
+    """Return the quantization of a module; `BadInput` if it has one that is not given."""
+    own = next((q for q in given if q.model is module), None)
+    if own is None and is_quantized(module):
+        is_main = label == MODEL
+        problem = "the model is quantized, and its scales and random bits would be lost"
+        how = "pass" if is_main else "add"
+        hint = f"{how} the q that altcore.quantize_model returned for the whole model"
+        raise BadInput(problem, key="q" if is_main else label, hint=hint)
+    return own
 
 
 @contextmanager
-def _fitting(key: str) -> Iterator[None]:
-    """Make a state that is not of what was given an error of that: its file is whole."""
+def _named(kept: Kept) -> Iterator[None]:
+    """Make whatever is raised by what does not take its state an error of that."""
     try:
         yield
-    except InvalidCheckpoint as error:
-        problem = f"the checkpoint does not fit the one that is given: {error}"
-        raise BadInput(problem, key=key) from error
+    except BadInput:
+        raise
+    except Exception as error:  # code of others
+        problem = f"it did not take its state: {described(error)}"
+        raise BadInput(problem, key=kept.key) from error
+
+
+def _of(kept: Kept, state: Mapping[str, Any]) -> Any:
+    """Return the state of a part in the state of the loop."""
+    if kept.label == SCALER:
+        return state["scaler"]
+    return state["also"][kept.label.removeprefix(ALSO)] if kept.label.startswith(ALSO) else state

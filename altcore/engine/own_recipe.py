@@ -21,18 +21,20 @@ def asked_of(q: Quantization) -> dict[str, Any]:
     }
 
 
-def check_asked(was: Mapping[str, Any], now: Mapping[str, Any], *, is_trained: bool) -> None:
+def check_asked(
+    was: Mapping[str, Any], now: Mapping[str, Any], key: str, *, is_trained: bool
+) -> None:
     """Raise `BadInput` if a model was quantized with something else, by the first difference."""
     hint = "quantize it as it was, or change it later"
     if was["casts"] != now["casts"]:
         told = _first_difference(was["casts"], now["casts"])
         if was["recipe"] != now["recipe"]:
             told = f"the checkpoint is of {was['recipe']}, and the model of {now['recipe']}: {told}"
-        raise BadInput(told, key="q", hint=hint)
-    for key, value in was["options"].items() if is_trained else ():
-        if now["options"][key] != value:
-            problem = f"{key} was {value}, and is {now['options'][key]}"
-            raise BadInput(problem, key="q", hint=f"quantize_model(..., {key}={value!r})")
+        raise BadInput(told, key=key, hint=hint)
+    for name, value in was["options"].items() if is_trained else ():
+        if now["options"][name] != value:
+            problem = f"{name} was {value}, and is {now['options'][name]}"
+            raise BadInput(problem, key=key, hint=f"quantize_model(..., {name}={value!r})")
 
 
 def _first_difference(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

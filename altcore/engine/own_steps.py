@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from altcore.engine.fingerprints import Fingerprint, fingerprint, memory
 from altcore.engine.hidden_state import reached, tensors_in
+from altcore.engine.labels import parameter_names
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.own_schedulers import SchedulerWatch
 from altcore.log import log
@@ -150,12 +151,12 @@ def _not_kept(
     optimizers: Iterable[torch.optim.Optimizer],
     remedy: str = KEEP,
 ) -> list[str]:
-    """Name those of the optimizers that have weights of the model, and are not in the state.
+    """Name those of the optimizers that have weights of the loop, and are not in the state.
 
     An optimizer within another one, or within what ``also`` names, is in the state if its moments
     are.
     """
-    names = {id(p): name for name, p in loop.model.named_parameters()}
+    names = parameter_names({kept.label: kept.module for kept in loop.modules})
     kept = {id(x) for x in (loop.optimizer, *vars(loop.optimizer).values(), *loop.also.values())}
     found = {}
     for other in optimizers:

@@ -8,11 +8,13 @@ from typing import Any
 
 from attrs import asdict, define, field
 
+from altcore.engine.as_built import AsBuilt
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
-from altcore.engine.model_state import AsBuilt, put_model, set_flags
+from altcore.engine.labels import MODEL, OPTIMIZER, parameter_names
+from altcore.engine.model_state import put_model, set_flags
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.optimizer_loading import load_optimizer
 from altcore.engine.randomness import random_state, set_random_state
@@ -37,7 +39,7 @@ class RunState:
     """The model and the optimizer as a resume builds them."""
 
     def __attrs_post_init__(self) -> None:
-        self.built = AsBuilt(self.run.model, self.run.optimizer)
+        self.built = AsBuilt({MODEL: self.run.model}, {OPTIMIZER: self.run.optimizer})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, but for the snapshots."""
@@ -51,14 +53,15 @@ class RunState:
         ranks, errors = zip(*self.ranks.gather((own, self.dispatch.boundary.errors)), strict=True)
         self.dispatch.disable_broken(run, errors)
         optimizer, weights = run.optimizer.state_dict(), run.model.state_dict()
+        names, built = parameter_names({MODEL: run.model}), self.built.of(run.model)
         return {
             "step": run.step,
             "model": weights,
-            "buffers": self.built.changed(weights),
-            "buffer_forms": self.built.forms(weights),
-            "requires_grad": self.built.flags(),
+            "buffers": built.changed(weights),
+            "buffer_forms": built.forms(weights),
+            "requires_grad": built.flags(),
             "optimizer": optimizer,
-            "optimizer_layout": layout_of(optimizer, run.optimizer, run.model),
+            "optimizer_layout": layout_of(optimizer, run.optimizer, names),
             "quantization": run.quantization.state_dict(),
             "ranks": list(ranks),
             "degraded": list(run.degraded),

@@ -8,12 +8,13 @@ from typing import Any
 from attrs import asdict, define, field
 from torch import Tensor
 
+from altcore.engine.as_built import hooks_of
 from altcore.engine.custom_workload import own_batches, own_workload
 from altcore.engine.ending import Ending
 from altcore.engine.fingerprints import Fingerprint, fingerprint
 from altcore.engine.finite import is_finite
 from altcore.engine.hidden_state import attributes_of_others, changed_in, no_state, own_of
-from altcore.engine.model_state import hooks_of, misstated
+from altcore.engine.model_state import misstated
 from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
@@ -89,7 +90,8 @@ class Saving:
 
     def note_start(self) -> None:
         """Note what run_start has made of model and plugins: it does so again in a resume."""
-        self.hooks = hooks_of(self.state.run.model, self.state.run.optimizer).keys()
+        built = self.state.built
+        self.hooks = hooks_of(built.modules, built.optimizers).keys()
         self.attributes = self._attributes()
 
     def _attributes(self) -> dict[str, Fingerprint]:
@@ -97,7 +99,7 @@ class Saving:
         heard = [p for p in dispatch.plugins if p.name in dispatch.heard]
         owners = {f"{p.kind} {p.name}": p.instance for p in heard}
         owners |= {**self.makers, "the workload": own_workload(run.workload)}
-        own = own_of(run.model, run.optimizer)
+        own = own_of([*run.model.modules(), run.optimizer])
         given = {"the variables of the function data": fingerprint(own_batches(run.workload), own)}
         return {**attributes_of_others(owners, own), **given}
 

@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
-from altcore.engine.finite import has_nan, is_finite
+from altcore.engine.finite import is_finite
 from altcore.engine.history import RunHistory
+from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.model_state import check_buffers, may_differ
 from altcore.engine.optimizer_checks import check_layout, check_optimizer
 from altcore.engine.randomness import random_state, set_random_state
@@ -63,7 +65,7 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
     """
     with _readable():
         check_weights_and_moments(state, built, is_healthy=is_healthy)
-        moments = (state["optimizer"], built.optimizer, built.model)
+        moments = (state["optimizer"], built.optimizer, parameter_names({MODEL: built.model}))
         check_layout(state["optimizer_layout"], *moments)
         step, rate = state["step"], state["lr_scale"]
         if type(step) is not int or step < 0:
@@ -138,17 +140,6 @@ def numbers_of(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters(remove_duplicate=False)] + statistics
 
 
-def unwatched_in(model: nn.Module) -> frozenset[str]:
-    """Return the names of buffers and frozen weights that are not finite now, before training."""
-    parameters = model.named_parameters(remove_duplicate=False)
-    trained = {name for name, p in parameters if p.requires_grad}
-    return frozenset(
-        name
-        for name, tensor in model.state_dict().items()
-        if name not in trained and isinstance(tensor, Tensor) and not is_finite(tensor)
-    )
-
-
 def check_tensors(state: Mapping[str, Any], model: nn.Module) -> None:
     """Check names, shapes and types of a model in a state; buffers may have others since."""
     with _readable():
@@ -189,49 +180,23 @@ def _shown(value: Any) -> str:
     return str(list(value) if isinstance(value, torch.Size) else value)
 
 
-def not_finite_in(
-    model: Mapping[str, Tensor],
-    numbers: Container[str],
-    optimizer: Mapping[str, Any],
-    moved: Sequence[str | None],
-    scaler: Mapping[str, Any] | None,
-    unwatched: Container[str] = (),
-) -> str | None:
-    """Return the name of the first part of states that is no number to go on from, None if all are.
-
-    Weights, running statistics, moments and the gradients' scale are finite. Another buffer, as an
-    attention mask, or a setting of the optimizer may be infinite, but not NaN.
-
-    Args:
-        model: the state of the model.
-        numbers: what `numbers_of` the model returns.
-        optimizer: its state.
-        moved: the names of its parameters, in their order.
-        scaler: of gradients; None without one.
-        unwatched: what `unwatched_in` the model returned before training; these may be anything.
-    """
-    for name, tensor in model.items():
-        if name in unwatched:
-            continue
-        if name in numbers and not is_finite(tensor):
-            return name
-        if isinstance(tensor, Tensor) and has_nan(tensor):
-            return f"buffer {name}"
-    for i, group in enumerate(optimizer["param_groups"]):
-        for key, value in group.items():
-            if _has_nan(value):
-                return f"{key} of the optimizer's group {i}"
-    names = dict(enumerate(moved))
-    for place, moments in optimizer["state"].items():
-        for key, value in moments.items() if isinstance(moments, Mapping) else ():
-            if isinstance(value, Tensor) and not is_finite(value):
-                return f"{key} of the optimizer's parameter {names.get(place, place)}"
-    scale = (scaler or {}).get("scale", 1.0)
-    is_number = isinstance(scale, float | int) and math.isfinite(scale)
-    return None if is_number else "the gradients' scale"
+def named_tensors(state: Any, *keys: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor of a state with numbers of floating point, by its keys at every depth."""
+    if isinstance(state, Tensor):
+        has_numbers = not (is_lazy(state) or state.is_meta)
+        if has_numbers and (state.is_floating_point() or state.is_complex()):
+            yield ".".join(map(str, keys)), state
+        return
+    parts = state.items() if isinstance(state, Mapping) else ()
+    for key, held in enumerate(state) if isinstance(state, list | tuple) else parts:
+        yield from named_tensors(held, *keys, key)
 
 
-def _has_nan(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(map(_has_nan, value))
-    return isinstance(value, float | Tensor) and bool(torch.as_tensor(value).isnan().any())
+@contextmanager
+def fitting(key: str) -> Iterator[None]:
+    """Make a state that is not of what was given an error of that: its file is whole."""
+    try:
+        yield
+    except InvalidCheckpoint as error:
+        problem = f"the checkpoint does not fit the one that is given: {error}"
+        raise BadInput(problem, key=key) from error

@@ -1,21 +1,20 @@
-"""What else a loop keeps: schedulers, samplers, averages, whatever states and loads its state."""
+"""What else a loop keeps: schedulers, samplers, scalers, whatever states and loads its state."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Container, Iterator, Mapping
+import math
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+import torch
+from attrs import frozen
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.finite import has_nan, is_finite
-from altcore.engine.state_checks import numbers_of
-from altcore.errors import BadInput, described, shown
-from altcore.quantization import Quantization, is_quantized
+from altcore.engine.labels import Kept, within
+from altcore.engine.state_checks import named_tensors
+from altcore.errors import BadInput
 
 
 @runtime_checkable
@@ -29,126 +28,64 @@ class Stateful(Protocol):
         """Take it."""
 
 
-def check_stateful(also: Mapping[str, Any]) -> dict[str, Stateful]:
-    """Return the objects by their names; `BadInput` for one without a state."""
-    for name, part in also.items():
-        if not isinstance(part, Stateful):
-            problem = f"{shown(part)} has no state_dict and load_state_dict"
-            raise BadInput(problem, key=f"also.{name}")
-        if isinstance(part, Quantization) and part.is_removed:
-            raise BadInput("it was removed from its model", key=f"also.{name}")
-    kept = [part.model for part in also.values() if isinstance(part, Quantization)]
-    for name, part in also.items():
-        if isinstance(part, nn.Module) and is_quantized(part) and part not in kept:
-            problem = "the model is quantized, and its scales and random bits would be lost"
-            hint = "add the q that altcore.quantize_model returned for it"
-            raise BadInput(problem, key=f"also.{name}", hint=hint)
-    return dict(also)
+@frozen(eq=False)
+class KeptObject(Kept):
+    """All that a checkpoint has of what is neither a module nor an optimizer."""
 
+    object: Stateful
 
-def states_of(also: Mapping[str, Stateful]) -> dict[str, Any]:
-    """Return the state of each, with its class."""
-    states = {name: _state(part) for name, part in also.items()}
-    for name, state in states.items():
+    def state(self) -> Any:
+        """Return its state; `BadInput` if no file can hold it, or it is in the middle of a step."""
+        state = self.object.state_dict()
         if problem := nested_too_deeply(state):
-            raise BadInput(f"its state {problem}", key=f"also.{name}")
-    return {
-        name: {"class": type(also[name]).__name__, "state": as_builtin(state)}
-        for name, state in states.items()
-    }
+            raise BadInput(f"its state {problem}", key=self.key)
+        return as_builtin(state)
+
+    def restore(self, state: Any) -> None:
+        """Load a state."""
+        self.object.load_state_dict(state)
+
+    def check_between_steps(self) -> None:
+        """Raise `BadInput` if it scales gradients, and has begun a step."""
+        # torch resets what it keeps of optimizers in `GradScaler.update`.
+        if isinstance(self.object, torch.amp.GradScaler) and self.object._per_optimizer_states:
+            problem = "it has unscaled the gradients of this step, and update() is still to come"
+            raise BadInput(problem, key=self.key, hint="save after scaler.update()")
+
+    def unwatched(self) -> frozenset[str]:
+        """Return the names of tensors that are not finite now."""
+        with suppress(Exception):  # it may have no state yet
+            tensors = named_tensors(self.object.state_dict())
+            return frozenset(self._name(name) for name, x in tensors if not is_finite(x))
+        return frozenset()
+
+    def not_finite(self, state: Any, unwatched: Container[str]) -> str | None:
+        """Return the name of the first number that is none to go on from, None if all are.
+
+        A tensor, as the best loss before there is one, may be infinite, but not NaN; and anything
+        if it is ``unwatched``. The scale of gradients is finite.
+        """
+        if isinstance(self.object, torch.amp.GradScaler):
+            scale = state.get("scale", 1.0)
+            if not (isinstance(scale, float | int) and math.isfinite(scale)):
+                return within("the gradients' scale", self.label)
+        tensors = ((self._name(name), x) for name, x in named_tensors(state))
+        return next((n for n, x in tensors if n not in unwatched and has_nan(x)), None)
+
+    def _name(self, name: str) -> str:
+        return within(name, self.label) if name else self.label
 
 
-def not_finite_among(
-    states: Mapping[str, Any], also: Mapping[str, Stateful], unwatched: Container[str] = ()
-) -> str | None:
-    """Return the name of the first tensor that is no number to go on from, None if all are.
-
-    Parameters and running statistics of a module and moments of an optimizer are finite. Another
-    tensor, as the best loss before there is one, may be infinite, but not NaN.
-
-    Args:
-        states: what `states_of` returned.
-        also: of which they are.
-        unwatched: what `unwatched_among` returned before training; these may be anything.
-    """
-    for name, part in also.items():
-        numbers = _numbers(part)
-        for label, keys, x in _tensors_of(name, states[name]["state"]):
-            is_moment = isinstance(part, Optimizer) and keys[:1] == ("state",)
-            is_number = is_moment or (keys and keys[-1] in numbers)
-            is_bad = not is_finite(x) if is_number else has_nan(x)
-            if is_bad and label not in unwatched:
-                return label
-    return None
-
-
-def unwatched_among(also: Mapping[str, Stateful]) -> frozenset[str]:
-    """Return the names of tensors that are not finite now, before training."""
-    with suppress(Exception):  # one may have no state yet
-        states = states_of(also)
-        every = (held for name in also for held in _tensors_of(name, states[name]["state"]))
-        return frozenset(label for label, _, x in every if not is_finite(x))
-    return frozenset()
-
-
-def _numbers(part: Stateful) -> set[str]:
-    """Return the names of a module's parameters and running statistics."""
-    module = part.model if isinstance(part, Quantization) else part
-    return set(numbers_of(module)) if isinstance(module, nn.Module) else set()
-
-
-def _tensors_of(name: str, state: Any, *keys: Any) -> Iterator[tuple[str, tuple[Any, ...], Tensor]]:
-    """Yield what each tensor with numbers of floating point is called, its keys, and it."""
-    if isinstance(state, Tensor):
-        has_numbers = not (is_lazy(state) or state.is_meta)
-        if has_numbers and (state.is_floating_point() or state.is_complex()):
-            label = f"{'.'.join(map(str, keys))} of also.{name}" if keys else f"also.{name}"
-            yield label, keys, state
-        return
-    parts = state.items() if isinstance(state, Mapping) else ()
-    for key, held in enumerate(state) if isinstance(state, list | tuple) else parts:
-        yield from _tensors_of(name, held, *keys, key)
-
-
-def check_states(kept: Mapping[str, Any], also: Mapping[str, Stateful]) -> None:
-    """Raise `BadInput` unless each state is of one that is given, and the other way round."""
-    for name, part in also.items():
+def check_fits(kept: Mapping[str, str], given: Mapping[str, str]) -> None:
+    """Raise `BadInput` unless what is kept, by name, is given, and of the same class."""
+    for name, is_now in given.items():
         if name not in kept:
             raise BadInput("the checkpoint holds none", key=f"also.{name}")
-        was, is_now = kept[name]["class"], type(part).__name__
-        if was != is_now:
-            problem = f"the checkpoint is of {was}, and it is {is_now}"
+        if kept[name] != is_now:
+            problem = f"the checkpoint is of {kept[name]}, and it is {is_now}"
             raise BadInput(problem, key=f"also.{name}")
     for name in kept:
-        if name not in also:
+        if name not in given:
             hint = f"pass it: also={{{name!r}: ...}}"
-            raise BadInput(
-                "the checkpoint holds one, and none is given", key=f"also.{name}", hint=hint
-            )
-
-
-def load_states(kept: Mapping[str, Any], also: Mapping[str, Stateful]) -> None:
-    """Give each its state; if one does not take it, `BadInput`, and all are as they were."""
-    before = {name: copy.deepcopy(_state(part)) for name, part in also.items()}
-    for name, part in also.items():
-        try:
-            _load(part, kept[name]["state"])
-        except Exception as error:
-            for other, state in before.items():
-                _load(also[other], state)
-            problem = f"it did not take its state: {described(error)}"
-            raise BadInput(problem, key=f"also.{name}") from error
-
-
-def _state(part: Stateful) -> Any:
-    """Return a state; the quantization of another model has the weights on its grids with it."""
-    if isinstance(part, Quantization):
-        return {"quantization": part.state_dict(), "weights": part.model.state_dict()}
-    return part.state_dict()
-
-
-def _load(part: Stateful, state: Any) -> None:
-    if isinstance(part, Quantization):
-        part.load_state_dict(state["quantization"], state["weights"])
-    else:
-        part.load_state_dict(state)
+            problem = "the checkpoint holds one, and none is given"
+            raise BadInput(problem, key=f"also.{name}", hint=hint)

@@ -54,5 +54,6 @@ def bare_model(model: nn.Module) -> nn.Module:
     """Return the model within DistributedDataParallel and torch.compile."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return bare_model(model.module)
-    compiled = model._modules.get("_orig_mod")  # where torch.compile has it
+    # torch.compile has it there; what a ScriptModule holds its modules in has no get.
+    compiled = model._modules["_orig_mod"] if "_orig_mod" in model._modules else None  # noqa: SIM401
     return model if compiled is None else bare_model(compiled)

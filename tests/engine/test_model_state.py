@@ -16,7 +16,8 @@ from torch import nn
 
 import altcore
 from altcore import BadInput, Rollback, hookimpl, setting
-from altcore.engine.model_state import AsBuilt
+from altcore.engine.as_built import AsBuilt
+from altcore.engine.labels import MODEL, OPTIMIZER
 from altcore.engine.returns import check_state
 from altcore.errors import AltcoreError, PluginError
 
@@ -156,15 +157,19 @@ def test_a_buffer_of_another_model_is_not_taken(start):
         altcore.train(config.evolve(max_steps=4), model=other, resume="r")
 
 
+def as_built(model):
+    return AsBuilt({MODEL: model}, {OPTIMIZER: torch.optim.SGD(model.parameters(), lr=0.1)})
+
+
 def test_only_buffers_that_changed_since_the_build_are_told():
     """Another build makes the others again."""
     model = nn.Linear(2, 2)
     for name in ("still", "counted", "replaced"):
         model.register_buffer(name, torch.zeros(1), persistent=False)
-    built = AsBuilt(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    built = as_built(model)
     model.counted += 1
     model.replaced = torch.ones(3)
-    assert built.changed(model.state_dict()).keys() == {"counted", "replaced"}
+    assert built.of(model).changed(model.state_dict()).keys() == {"counted", "replaced"}
 
 
 # ------------------------------------------------------------- what a resume could not restore
@@ -292,7 +297,7 @@ def test_what_an_intervention_freezes_stays_frozen(goes_on, changing):
             "dial",
             "max_norm of module embed, forward of module head, approximate of module act, the",
         ),
-        ("hook", "hooks were put on embed while the run trained"),
+        ("hook", "hooks were put on module embed while the run trained"),
         ("hook_optimizer", "hooks were put on the optimizer while the run trained"),
         (
             "hide",
@@ -381,7 +386,7 @@ def test_state_of_any_kind_is_told(kind):
     model = Bytes()
     make, change = HIDDEN[kind]
     model.kept = make()
-    built = AsBuilt(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    built = as_built(model)
     if kind != "itertools.cycle":
         assert built.hidden() == []
     model.kept = change(model.kept)
@@ -534,7 +539,7 @@ def test_state_in_attributes_of_the_model_is_told(start):
     (warning,) = events(run, "warning")
     assert warning["message"].startswith("count of the model, mean of the model, drawn of the mo")
     model = Remembering()
-    built = AsBuilt(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    built = as_built(model)
     with torch.no_grad():
         model.head.weight.mul_(2)
     assert built.hidden() == []

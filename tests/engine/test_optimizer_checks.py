@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn, optim
 
+from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
 from altcore.errors import InvalidCheckpoint
 
@@ -65,6 +66,10 @@ def test_moments_of_a_complex_parameter_are_taken():
         check_optimizer(state, fresh)
 
 
+def named(model):
+    return parameter_names({MODEL: model})
+
+
 def stepped(make, m=None):
     m = m or model()
     optimizer = make(m)
@@ -86,7 +91,7 @@ def test_the_same_optimizer_takes_its_state(make):
     other = model()
     fresh = make(other)
     check_optimizer(state, fresh)
-    check_layout(layout_of(state, optimizer, m), state, fresh, other)
+    check_layout(layout_of(state, optimizer, named(m)), state, fresh, named(other))
 
 
 CHANGED = {
@@ -111,4 +116,4 @@ def test_moments_of_parameters_in_another_order_are_refused():
     state, other = optimizer.state_dict(), model()
     fresh = optim.AdamW([other[1].weight, other[0].weight])
     with pytest.raises(InvalidCheckpoint, match=r"another order: 0\.weight is where 1\.weight"):
-        check_layout(layout_of(state, optimizer, m), state, fresh, other)
+        check_layout(layout_of(state, optimizer, named(m)), state, fresh, named(other))

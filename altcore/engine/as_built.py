@@ -1,0 +1,184 @@
+"""What models and optimizers were when they were built: a build makes them so again.
+
+All else has to be in a checkpoint, or is named when one is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from itertools import chain
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from altcore.engine.fingerprints import Fingerprint, is_altcores
+from altcore.engine.hidden_state import attributes, changed_in, optimizer_tensors, owners_in
+from altcore.engine.labels import parameter_names
+from altcore.engine.model_state import Form, buffers_in, flags_of, form_of, unsaved_buffers
+from altcore.engine.optimizer_checks import groups_of
+from altcore.errors import AltcoreError
+from altcore.recipes import some
+
+
+@frozen(eq=False)
+class ModuleAsBuilt:
+    """A module as it was built."""
+
+    module: nn.Module
+    parameters: dict[str, Form] = field(init=False)
+    is_trained: dict[str, bool] = field(init=False)
+    """Of each parameter, its ``requires_grad``."""
+    buffers: dict[str, tuple[Tensor | None, int, Form | None]] = field(init=False)
+    """The tensor of each, its version, which each change in place counts up, and its form."""
+    modules: frozenset[str] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        module = self.module
+        found = {
+            "parameters": _forms(module),
+            "is_trained": flags_of(module),
+            "buffers": {n: (x, _version(x), form_of(x)) for n, x in buffers_in(module)},
+            "modules": frozenset(n for n, _ in module.named_modules(remove_duplicate=False)),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    def changed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """Return the buffers that a module's state lacks, and another build has not as they are."""
+        return {
+            name: x
+            for name, x in unsaved_buffers(self.module, weights).items()
+            if name not in self.buffers
+            or self.buffers[name][0] is not x
+            or self.buffers[name][1] != _version(x)
+        }
+
+    def forms(self, weights: Mapping[str, Tensor]) -> dict[str, Form | None]:
+        """Return the form of each buffer in a module's state when it was built, None of a new one.
+
+        Of a module that is built again, such a buffer may take another form.
+        """
+        in_state = [name for name, _ in buffers_in(self.module) if name in weights]
+        return {name: self.buffers[name][2] if name in self.buffers else None for name in in_state}
+
+    def flags(self) -> dict[str, bool]:
+        """Return the ``requires_grad`` of parameters for which it is another now."""
+        now = flags_of(self.module)
+        return {n: flag for n, flag in now.items() if self.is_trained.get(n, flag) != flag}
+
+    def problem(self, label: str) -> str | None:
+        """Return what another build would not have, None if nothing; the module is called so."""
+        now = _forms(self.module)
+        for what, names in (
+            ("were added since it was built", now.keys() - self.parameters),
+            ("are not there any more", self.parameters.keys() - now),
+            ("are of another shape or type", {n for n in now if now[n] != self.parameters.get(n)}),
+        ):
+            if names:
+                return f"parameters of {label} {what} ({some(sorted(names))})"
+        places = {name.rpartition(".")[0] for name, _ in buffers_in(self.module)}
+        if late := sorted(places - self.modules):
+            return f"modules with buffers were added to {label} since it was built ({some(late)})"
+        return None
+
+
+@frozen(eq=False)
+class AsBuilt:
+    """Modules and optimizers as they were built, by what they are called."""
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    built: dict[str, ModuleAsBuilt] = field(init=False)
+    groups: dict[str, list[list[str | None]]] = field(init=False)
+    """The parameters of each optimizer's groups, by name."""
+    attributes: dict[str, Fingerprint] = field(init=False)
+    """Those in which state may be hidden."""
+    hooks: Set[tuple[str, int]] = field(init=False)
+    """Those on modules, parameters and optimizers."""
+
+    def __attrs_post_init__(self) -> None:
+        found = {
+            "built": {label: ModuleAsBuilt(module) for label, module in self.modules.items()},
+            "groups": self._groups(),
+            "attributes": attributes(owners_in(self.modules, self.optimizers)),
+            "hooks": hooks_of(self.modules, self.optimizers).keys(),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    def of(self, module: nn.Module) -> ModuleAsBuilt:
+        """Return what a module was; as it is now, if it came since."""
+        known = (built for built in self.built.values() if built.module is module)
+        return next(known, None) or ModuleAsBuilt(module)
+
+    def hidden(self) -> list[str]:
+        """Return the attributes of modules and optimizers with state that no checkpoint has."""
+        owners = owners_in(self.modules, self.optimizers)
+        changed = changed_in(self.attributes, attributes(owners))
+        return list(dict.fromkeys([*optimizer_tensors(owners), *changed]))
+
+    def late_hooks(self, hooks: Set[tuple[str, int]]) -> list[str]:
+        """Return what has other hooks than these."""
+        now = hooks_of(self.modules, self.optimizers)
+        return sorted({name for key, name in now.items() if key not in hooks})
+
+    def check(self) -> None:
+        """Raise `AltcoreError` if a build would not make what a checkpoint's state goes into."""
+        if problem := self.problem():
+            raise AltcoreError(
+                f"{problem}: no run could go on from its checkpoints, which build the model and "
+                "the optimizer anew. Build them as they are to be"
+            )
+
+    def problem(self) -> str | None:
+        """Return what another build would not have, None if nothing."""
+        for label, built in self.built.items():
+            if problem := built.problem(label):
+                return problem
+        for label, groups in self._groups().items():
+            before = self.groups[label]
+            for i, (was, group) in enumerate(zip(before, groups, strict=False)):
+                if was != group:
+                    names = dict.fromkeys([*group, *was])
+                    odd = [str(n) for n in names if (n in was) != (n in group)]
+                    told = some(odd) if odd else "their order"
+                    return f"group {i} of {label} has other parameters than it had ({told})"
+            if len(groups) != len(before):
+                return f"{label} has {len(groups)} groups, and was built with {len(before)}"
+        return None
+
+    def _groups(self) -> dict[str, list[list[str | None]]]:
+        names = parameter_names(self.modules)
+        return {label: groups_of(made, names) for label, made in self.optimizers.items()}
+
+
+def hooks_of(
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[tuple[str, int], str]:
+    """Return the hooks on modules, parameters and optimizers that are not altcore's own.
+
+    Each with the name of what it is on.
+    """
+    owners, names = owners_in(modules, optimizers), parameter_names(modules)
+    held = [
+        (n, x) for n, owner in owners.items() for key, x in vars(owner).items() if "hooks" in key
+    ]
+    for p in chain.from_iterable(module.parameters() for module in modules.values()):
+        on_tensor = (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None))
+        held += [(names[id(p)], hooks) for hooks in on_tensor]
+    return {
+        (name, id(hook)): name
+        for name, hooks in held
+        for hook in (hooks.values() if isinstance(hooks, Mapping) else ())
+        if not is_altcores(hook)
+    }
+
+
+def _forms(module: nn.Module) -> dict[str, Form]:
+    named = module.named_parameters(remove_duplicate=False)
+    return {name: form_of(p) or [] for name, p in named}
+
+
+def _version(x: Tensor | None) -> int:
+    return 0 if x is None or x.is_inference() else x._version
