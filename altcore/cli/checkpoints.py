@@ -160,12 +160,14 @@ def _chosen(best: bool, latest: bool, name: str | None) -> str:
 def path_(run: str, runs_dir: str, best: bool, latest: bool, name: str | None) -> None:
     """Print the path of a checkpoint.
 
-    Without an option, of the newest valid one.
+    Without an option, of the newest valid one. A damaged one is an error.
     """
     from altcore.loading import directory_of, find_checkpoint
+    from altcore.runs import load_checkpoint
 
-    which = _chosen(best, latest, name)
-    echo(find_checkpoint(directory_of(run, runs_dir), which).absolute())
+    found = find_checkpoint(directory_of(run, runs_dir), _chosen(best, latest, name))
+    load_checkpoint(found)  # a script takes the path as it is
+    echo(found.absolute())
 
 
 @checkpoints.command()

@@ -21,7 +21,10 @@ OUTCOME = (
 """The keys of a summary that are compared."""
 OWN = ("name", "runs_dir", "format_digests", "format_origins", "changes")
 """Keys of a configuration in which all runs differ, or that follow from other ones."""
-ENVIRONMENT = ("altcore", "python", "platform", "device", "threads", "git", "libraries", "plugins")
+ENVIRONMENT = (
+    *("altcore", "python", "platform", "device", "processor", "threads", "arithmetic"),
+    *("git", "libraries", "plugins"),
+)
 """What is compared of the environment."""
 DIGITS = 12
 """Characters of a digest that are shown."""

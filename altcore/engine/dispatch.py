@@ -14,6 +14,7 @@ from typing import Any
 
 import pluggy
 from attrs import define, field
+from torch import Tensor
 
 from altcore.builtin_types import as_builtin, copied
 from altcore.engine.calls import Boundary
@@ -120,10 +121,12 @@ class Dispatcher:
     def measures(self, hook: str, *, run: Run, step: Step) -> dict[str, Any]:
         """Call a measuring hook; returns measures by ``plugin/measure``.
 
-        They are in ``step.measures`` before the next plugin is called.
+        They are in ``step.measures`` before the next plugin is called. Tensors are copied: a view
+        of a gradient, or a sum that the plugin goes on with, would be recorded as it is later.
         """
         found: dict[str, Any] = {}
-        for plugin, measures in self._results(hook, run, {"step": step}):
+        for plugin, returned in self._results(hook, run, {"step": step}):
+            measures = {key: _kept(value) for key, value in returned.items()}
             step.measures.setdefault(plugin.name, {}).update(measures)
             found |= {f"{plugin.name}/{key}": value for key, value in measures.items()}
         return found
@@ -278,6 +281,10 @@ class Dispatcher:
             if plugin.name in state and hasattr(plugin.instance, "load_state_dict"):
                 with self.boundary.call(plugin, "load_state_dict", run):
                     plugin.instance.load_state_dict(state[plugin.name])
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def own_measures(name: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altcore.engine.arithmetic import platform_on
 from altcore.engine.building import Built
 from altcore.engine.module_kinds import kinds_of
 from altcore.engine.randomness import random_state, set_random_state
@@ -32,10 +33,7 @@ def run_identity(built: Built) -> dict[str, Any]:
         owners=built.owners,
         formats=formats_in(built.quantization.plan),
         data=data_of(built.workload, device, "data" in built.given),
-        where={
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        },
+        where=platform_on(device),
         given=built.given,
         world_size=built.ranks.world_size,
     )

@@ -67,7 +67,7 @@ def _checked(name: Any, value: Any, who: str) -> Tensor:
     if not _is_number(value):
         problem = f"{_described(value)}, not a tensor that is real and has no dimensions"
         raise PluginError(f"{who}: the measure {name} of its loss is {problem}")
-    return value.detach()
+    return value.detach().clone()  # the workload may go on with it
 
 
 def _why_no_name(name: Any) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from altcore.builtin_types import as_builtin
+from altcore.engine.arithmetic import platform_on
 from altcore.engine.as_built import AsBuilt
 from altcore.engine.hidden_state import HOOKS, tensors_in
 from altcore.engine.kept_module import KeptModule
@@ -26,8 +27,9 @@ from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_name
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
 from altcore.errors import BadInput, InvalidCheckpoint, described, shown
+from altcore.log import log
 from altcore.quantization import Quantization, bare_model, check_moments, is_quantized
-from altcore.runs import REGULAR
+from altcore.runs import REGULAR, about_platform, compare
 
 ALSO = "also."
 Part = KeptModule | KeptOptimizer | KeptObject
@@ -152,6 +154,7 @@ class OwnLoop:
             "optimizer_class": type(self.optimizer).__name__,
             "scaler": states.get(SCALER),
             "random": random_state(self.device),
+            "platform": platform_on(self.device),
             "also": {label.removeprefix(ALSO): x for label, x in also.items()},
             "also_classes": self._classes(),
         }
@@ -254,6 +257,9 @@ class OwnLoop:
             with _named(kept):
                 kept.restore(_of(kept, state))
         if self.is_trained:
+            now = {"platform": platform_on(self.device)}
+            for line in about_platform(compare({"platform": state["platform"]}, now)):
+                log.warning(line)
             set_random_state(state["random"], self.device)
 
 

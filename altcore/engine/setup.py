@@ -12,6 +12,7 @@ from attrs import frozen
 from torch import nn
 
 from altcore.config import TrainConfig, notices
+from altcore.engine.arithmetic import arithmetic
 from altcore.engine.building import Batches, Built, Loss, build
 from altcore.engine.checked_optimizer import about_optimizer
 from altcore.engine.checked_workload import check_last_batch
@@ -217,6 +218,7 @@ def _write_environment(engine: Engine, built: Built) -> None:
     about = {
         RUN_ID: engine.directory.run_id,
         **environment(built.device, origins),
+        "arithmetic": arithmetic(),
         "world_size": built.ranks.world_size,
         **engine.facts,
     }

@@ -32,6 +32,7 @@ from altcore.runs.identity import (
     data_identity,
     identity_of,
     is_path,
+    platform_of,
     plugin_digest,
 )
 from altcore.runs.identity_changes import (
@@ -225,6 +226,7 @@ __all__ = [
     "missing_checkpoints",
     "no_space_named",
     "number",
+    "platform_of",
     "plugin_digest",
     "read_configuration",
     "read_environment",

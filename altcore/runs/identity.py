@@ -39,7 +39,7 @@ def identity_of(
         owners: workload, optimizer and plugins, built of their settings, by name.
         formats: those of the recipe, as the model has it.
         data: what the data are known by: ``sha256``, ``of``, and what the caller gave.
-        where: threads and device.
+        where: the platform, as `platform_of` returns it.
         given: what came from Python in the place of the workload's own, by ``model``, ``data`` and
             ``loss``: each with its `NAME`, a model with its `MODULES`.
         world_size: the number of processes that train together.
@@ -59,15 +59,20 @@ def identity_of(
         },
         "plugin": {**_plugins(config), **given},
         "world_size": world_size,
-        "platform": {
-            "altcore": _version("altcore", "altcore"),
-            "torch": _version("torch"),
-            "python": platform.python_version(),
-            **where,
-        },
+        "platform": where,
     }
     plain: dict[str, Any] = json.loads(json.dumps(to_json(found), default=_stand_in))
     return plain
+
+
+def platform_of(where: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what may decide the bits of a run beside the rest: versions, and ``where`` it runs."""
+    return {
+        "altcore": _version("altcore", "altcore"),
+        "torch": _version("torch"),
+        "python": platform.python_version(),
+        **where,
+    }
 
 
 def data_identity(

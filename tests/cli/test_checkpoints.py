@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers import Starter, text_file
@@ -119,6 +120,16 @@ def test_the_path_is_absolute_and_of_one_choice(runs, capsys):
     both = call(capsys, "checkpoints", "path", "a", "--runs-dir", runs, "--best", "--latest")
     assert both.code == 2
     assert "not several" in both.err
+
+
+def test_no_script_gets_a_damaged_checkpoint(runs, capsys, tmp_path):
+    """The best one is not read to be found."""
+    shutil.copytree(runs / "a", tmp_path / "a")
+    best = call(capsys, "checkpoints", "path", "a", "--runs-dir", tmp_path, "--best").out.strip()
+    (Path(best) / "state.pt").write_bytes(b"")
+    told = call(capsys, "checkpoints", "path", "a", "--runs-dir", tmp_path, "--best")
+    assert (told.code, told.out) == (1, "")
+    assert best in told.err
 
 
 def test_export_writes_a_file_and_never_over_one(runs, capsys, tmp_path):

@@ -177,6 +177,20 @@ def test_a_measure_that_cannot_be_recorded_names_the_workload(points, start, mea
         start(**OWN)
 
 
+def test_a_measure_is_averaged_as_it_was_when_it_was_returned(points, start):
+    """The workload writes it in place for the next micro-batch."""
+    shared = torch.zeros(())
+
+    def loss(self, model, batch):
+        if model.training:
+            shared.add_(1)
+        return model(batch).mean(), {"shared": shared}
+
+    points(loss=loss)
+    run = start(**OWN, gradient_accumulation_steps=2)
+    assert [x["shared"] for x in run.metrics_history] == [1.5, 3.5]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_batches_that_are_averaged_have_the_same_measures(points, start, training):
     """Those of a step, and those of an evaluation; each kind may have its own."""

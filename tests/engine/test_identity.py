@@ -340,6 +340,23 @@ def test_other_threads_are_told_in_one_line_and_refused_if_strict(start, run, mo
     assert "threads was 1 and is 7" in told[0]
 
 
+def test_another_processor_is_told_and_refused_if_strict(start, run, monkeypatch):
+    """As on another node: its instructions round otherwise."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "SSE9")
+    edit(run, strict=True)
+    refused(start, run, "instructions of the CPU was", "and is SSE9", "--allow-change platform")
+
+
+def test_flags_of_torch_are_told_and_refused_if_strict(start, run):
+    """A notebook sets them, and a terminal does not."""
+    edit(run, strict=True)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        refused(start, run, "torch's precision of float32 products was highest and is medium")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_the_manifest_holds_the_identity(run):
     """Canonical configuration, data, formats, recipe, plugins, world size and versions."""
     manifest = json.loads((run / "checkpoints/step-00000002/manifest.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attrs import define
+from attrs import define, field
 from helpers import checkpoints, events, metrics_bytes, state, tracer, weights_sha256
 from helpers_plugins import make
 from torch import nn
@@ -819,6 +819,30 @@ def test_measures_reach_the_record(shelf, start):
         assert first == x["step"]
         assert math.isnan(nan)
         assert inf == math.inf
+
+
+def test_a_measure_is_recorded_as_it_was_when_it_was_returned(shelf, start):
+    """Views of gradients, which are clipped later, and a sum that the plugin goes on with."""
+
+    @define(eq=False)
+    class Live:
+        total: torch.Tensor = field(factory=lambda: torch.zeros(()))
+
+        @hookimpl
+        def post_backward(self, run, step):
+            first = next(run.model.parameters()).grad.view(-1)[0]
+            return {"view": first, "copy": first.clone()}
+
+        @hookimpl
+        def post_step(self, step):
+            self.total += 1
+            return {"total": self.total}
+
+    shelf.install("diagnostic", "live", Live)
+    run = start(["live"], max_steps=3, grad_clip=1e-3)
+    lines = run.diagnostics_history
+    assert [x["live/total"] for x in lines] == [1, 2, 3]
+    assert [x["live/view"] for x in lines] == [x["live/copy"] for x in lines]
 
 
 # --------------------------------------------------------------------------- leaving

@@ -47,6 +47,20 @@ class Loop:
         return self.model.weight.detach().clone()
 
 
+def test_a_loop_is_told_of_other_arithmetic(tmp_path, monkeypatch):
+    """It goes on, and its bits may differ; who evaluates is not told."""
+    loop = Loop()
+    with CheckpointManager(tmp_path, loop.model, loop.optimizer) as manager:
+        manager.save(1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    with capture_logs() as logs:
+        altcore.load_checkpoint(tmp_path, loop.model, None, None)
+        assert not logs
+        altcore.load_checkpoint(tmp_path, loop.model, loop.optimizer, None)
+    (told,) = logs
+    assert re.search("bits may differ .* threads was [0-9]+ and is 99", told["event"])
+
+
 def test_a_loop_goes_on_with_the_buffers_that_came_and_grew(tmp_path):
     """A model that was built with another one is another model."""
     loop, again, other = (Loop(model=Growing) for _ in range(3))
