@@ -605,7 +605,9 @@ def trained(start, name, *plugins, **keys):
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("hook", ["post_backward", "post_step"])
+@pytest.mark.parametrize(
+    "hook", ["post_step", pytest.param("post_backward", marks=pytest.mark.slow)]
+)
 def test_a_change_is_found_named_and_put_back(shelf, start, plain, change, hook):
     """The run ends with the bits that it has without the plugin."""
     if not plain:
