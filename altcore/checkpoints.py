@@ -2,8 +2,8 @@
 
 A checkpoint is a folder ``step-00000480`` with the files that docs/checkpoints.md describes. It
 holds model, gradients, optimizer, quantization and gradient scaler, what else is given, and the
-random states of Python, NumPy and torch on every device. Of several processes let one save; each
-has random states of its own.
+random states of Python, NumPy and torch on every device. Of several processes let one save: the
+others go on with random numbers of their own, and a warning says so.
 """
 
 from __future__ import annotations

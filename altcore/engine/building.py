@@ -23,7 +23,7 @@ from altcore.engine.named_errors import naming
 from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.randomness import seed_all
-from altcore.engine.rank_checks import of_rank
+from altcore.engine.rank_checks import check_model, of_rank
 from altcore.engine.ranks import Ranks
 from altcore.engine.state import Workload
 from altcore.errors import BadInput, PluginError, keyed, nearest, shown
@@ -89,6 +89,7 @@ def build(
     observers = ObserverCheck(config.check_observers)
     dispatch = Dispatcher(plugins, config.strict, observers, clock)
     freeze(workload.model, config.freeze)
+    check_model(workload.model, ranks)
     ranks.follow(workload.model)
     quantization = Quantization(workload.model, config.make_recipe(), config.compute, config.seed)
     if config.shared_amax:

@@ -24,11 +24,12 @@ from altcore.engine.hidden_state import HOOKS, tensors_in
 from altcore.engine.kept_module import KeptModule
 from altcore.engine.kept_optimizer import KeptOptimizer
 from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_names
-from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.own_ranks import put_random_state
+from altcore.engine.randomness import random_state
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
 from altcore.errors import BadInput, InvalidCheckpoint, described, shown
 from altcore.log import log
-from altcore.quantization import Quantization, bare_model, check_moments, is_quantized
+from altcore.quantization import Quantization, bare_model, check_moments, is_quantized, this_rank
 from altcore.runs import REGULAR, about_platform, compare
 
 ALSO = "also."
@@ -153,6 +154,7 @@ class OwnLoop:
             **states[OPTIMIZER],
             "optimizer_class": type(self.optimizer).__name__,
             "scaler": states.get(SCALER),
+            "rank": this_rank(),
             "random": random_state(self.device),
             "platform": platform_on(self.device),
             "also": {label.removeprefix(ALSO): x for label, x in also.items()},
@@ -260,7 +262,7 @@ class OwnLoop:
             now = {"platform": platform_on(self.device)}
             for line in about_platform(compare({"platform": state["platform"]}, now)):
                 log.warning(line)
-            set_random_state(state["random"], self.device)
+            put_random_state(state, self.device)
 
 
 def _checked(name: object, part: Any) -> Stateful:

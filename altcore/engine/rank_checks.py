@@ -1,25 +1,107 @@
-"""What ranks must have to make a run: one configuration, and batches that they can share."""
+"""What ranks must have to make a run: one configuration, model and code, and shared batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
 from altcore.config import TrainConfig
+from altcore.engine.function_code import code_digest
 from altcore.engine.plugins import Plugin
 from altcore.engine.ranks import Ranks
 from altcore.engine.shares import Drawn, check_drawn
 from altcore.errors import BadInput, shown
+from altcore.runs import compare
+
+ONE_CODE = "processes of one run have one model, loss and code, and the same data"
 
 
-def check_alike(config: TrainConfig, ranks: Ranks) -> None:
-    """Raise `BadInput` unless all ranks have the same configuration."""
-    own = config.to_plain()
-    for rank, other in enumerate(ranks.gather(own)):
+def check_alike(
+    config: TrainConfig,
+    ranks: Ranks,
+    given: Mapping[str, Any],
+    model: nn.Module | None = None,
+    loss: Any = None,
+) -> None:
+    """Raise `BadInput` unless all ranks have the same configuration, and were given the same.
+
+    Args:
+        config: of this rank.
+        ranks: all of them.
+        given: what the caller gave this rank, as `identity_given` tells it.
+        model: which was given, if one was; the code of its modules is compared.
+        loss: likewise, with its own code.
+    """
+    own, codes = config.to_plain(), dict(_codes(model, loss))
+    for rank, (keys, parts, others) in enumerate(ranks.gather((own, given, codes))):
         for key in own:
-            if other[key] != own[key]:
-                problem = f"{shown(own[key])} on rank {ranks.rank}, {shown(other[key])} on {rank}"
-                raise BadInput(problem, key=key, hint="processes of one run have one configuration")
+            if keys[key] != own[key]:
+                told = f"{shown(own[key])} on rank {ranks.rank}, {shown(keys[key])} on rank {rank}"
+                raise BadInput(told, key=key, hint="processes of one run have one configuration")
+        _check_parts({"plugin": given}, {"plugin": parts}, ranks.rank, rank)
+        for name, code in codes.items():
+            if others.get(name) != code:
+                problem = f"its code is not the same on rank {ranks.rank} and rank {rank}"
+                raise BadInput(problem, key=name, hint=ONE_CODE)
+
+
+def _codes(model: nn.Module | None, loss: Any) -> Iterator[tuple[str, str | None]]:
+    """Yield what computes, and the digest of its code."""
+    for key, part in (("model", model), ("loss", loss)):
+        if isinstance(part, nn.Module):
+            for module in part.modules():
+                yield f"{key}, forward of {type(module).__name__}", code_digest(module.forward)
+        else:
+            yield key, code_digest(part)
+
+
+def check_model(model: nn.Module, ranks: Ranks) -> None:
+    """Raise `BadInput` unless all ranks have the same parameters and buffers, in one order.
+
+    Their numbers may differ: those of rank 0 are sent to all.
+    """
+    own = [*map(_described, chain(model.named_parameters(), model.named_buffers()))]
+    for rank, others in enumerate(ranks.gather(own)):
+        for one, two in zip_longest(own, others, fillvalue="no more tensors"):
+            if one != two:
+                told = f"{one} on rank {ranks.rank}, {two} on rank {rank}"
+                raise BadInput(told, key="model", hint=ONE_CODE)
+
+
+def _described(named: tuple[str, Tensor]) -> str:
+    name, x = named
+    shape = "without a shape yet" if is_lazy(x) else f"{[*x.shape]}"
+    kind = "trained" if x.requires_grad else "frozen"
+    kind = kind if isinstance(x, nn.Parameter) else "buffer"
+    return f"{name} ({str(x.dtype).removeprefix('torch.')} {shape}, {kind})"
+
+
+def agreed_identity(identity: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """Return the identity of the run, which is that of rank 0, whose manifests have it.
+
+    Raises `BadInput` if another rank has other data, or the code of altcore or a plugin is another.
+    """
+    first, *others = ranks.gather(dict(identity))
+    for rank, other in enumerate(others, 1):
+        _check_parts(first, other, 0, rank)
+    return first
+
+
+def _check_parts(one: Mapping[str, Any], two: Mapping[str, Any], *ranks: int) -> None:
+    """Raise `BadInput` if parts of the identities of two ranks differ by what decides numbers.
+
+    First batches are left out: `check_shares` compares them, unless each rank draws its share only.
+    """
+    of_batch = one.get("data", {}).get("of") != "workload"
+    for change in compare(one, two):
+        is_batch = of_batch and (change.kind, change.what) == ("data", "data")
+        if (change.is_decisive and not is_batch) or change.what == "altcore":
+            told = f"{change.text_before} on rank {ranks[0]}, {change.text_now} on rank {ranks[1]}"
+            raise BadInput(told, key=change.what, hint=ONE_CODE)
 
 
 def check_shares(workload: Any, ranks: Ranks) -> None:

@@ -24,7 +24,7 @@ from altcore.engine.going_on import GoingOn, check_given, go_on
 from altcore.engine.identity import identity_given, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
-from altcore.engine.rank_checks import check_alike, check_shares
+from altcore.engine.rank_checks import agreed_identity, check_alike, check_shares
 from altcore.engine.ranks import Ranks
 from altcore.engine.recomputing import checkpoint_blocks
 from altcore.engine.remarks import about_recipe, about_schedule, about_thread, about_warmup
@@ -90,8 +90,8 @@ def _prepare(
     clock: HookClock,
     on_error: ExitStack,
 ) -> Engine:
-    check_alike(config, ranks)
     given = identity_given(model, batch, loss)
+    check_alike(config, ranks, given, model, loss)
     if held is not None:
         check_given(held, given, allow_change)
     built = build(config, ranks, clock, model, batch, loss, given)
@@ -102,7 +102,7 @@ def _prepare(
         checkpoint_blocks(built.model, built.quantization)
     if config.compile:
         built.model.compile()
-    identity = run_identity(built)
+    identity = agreed_identity(run_identity(built), ranks)
     if held is None:
         opening = _begin(built, facts, on_error)
         engine = _engine(built, opening, facts, identity)

@@ -6,6 +6,7 @@ Uses numerics, recipes and formats.
 from altcore.quantization.again import Again
 from altcore.quantization.attention import AttentionCall
 from altcore.quantization.coded_weights import CodedWeight, weight_codes
+from altcore.quantization.context import this_rank
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
 from altcore.quantization.quantization import Quantization, is_quantized
@@ -36,6 +37,7 @@ __all__ = [
     "random_key",
     "roundable_state",
     "share_amax",
+    "this_rank",
     "tied_matrices",
     "weight_codes",
 ]

@@ -13,6 +13,12 @@ from altcore.builtin_types import printable
 from altcore.quantization.flops import FlopCount
 
 
+def this_rank() -> int:
+    """Return the number of this process among those that train together; 0 for a lone one."""
+    d = torch.distributed
+    return d.get_rank() if d.is_available() and d.is_initialized() else 0
+
+
 @define(eq=False)
 class Clock:
     """Where in the run the model is: the random bits of stochastic rounding depend on it."""
@@ -22,9 +28,8 @@ class Clock:
 
     @property
     def rank(self) -> int:
-        """The number of this process among those that train together; 0 for a lone one."""
-        d = torch.distributed
-        return d.get_rank() if d.is_available() and d.is_initialized() else 0
+        """That of this process."""
+        return this_rank()
 
 
 @define(eq=False)

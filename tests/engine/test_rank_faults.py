@@ -16,14 +16,15 @@ import yaml
 from attrs import define
 from helpers import PluginShelf, Starter, events, metrics_bytes, sha256, state, weights_sha256
 from helpers_distributed import by_torchrun
+from torch import nn
 
 import altcore
 from altcore import hookimpl, setting
-from altcore.engine import prepare, resuming
+from altcore.engine import identity, prepare, resuming
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, PluginError
 from altcore.plugin import ScaleLearningRate, SkipStep, Stop
 
-OF_ONE_RANK = 17
+OF_ONE_RANK = 20
 """Faults that rank 1 makes alone, or that both make and only one of them may count."""
 HEARD = []
 """What the plugin saw in this process."""
@@ -119,6 +120,32 @@ def drawn(what, split, step, micro):
     return ids[:, :-1], ids[:, 1:] + (is_other and what != "items")
 
 
+ALONE = {
+    "frozen": r"model: weight \(float32 \[2, 2\], (trained|frozen)\) on rank ., weight .* on rank",
+    "loss": r"loss: \w+, given from Python on rank ., \w+, given from Python on rank",
+    "digest": "data: 000000000000 on rank 0, 111111111111 on rank 1",
+}
+"""What one rank alone is given, and what the error says."""
+
+
+def a_loss(model, batch):
+    return model(batch[0]).mean()
+
+
+def b_loss(model, batch):
+    return a_loss(model, batch)
+
+
+def given(rank, what):
+    model = nn.Linear(2, 2)
+    model.weight.requires_grad_(rank == 0)
+    return {"frozen": {"model": model}, "loss": {"loss": (a_loss, b_loss)[rank]}}.get(what, {})
+
+
+def known_by(rank, what, *_):
+    return {"sha256": str(rank * (what == "digest")) * 64, "of": "workload"}
+
+
 def agreed(rank, folder, corpus):
     start, made = starter(rank, folder, corpus), []
 
@@ -198,6 +225,12 @@ def agreed(rank, folder, corpus):
         with pytest.raises(AltcoreError, match=rf"different micro-batches: {what}; each rank"):
             engine.train()
         assert HEARD == [("updated", 1)], "before the optimizer"
+    for what, told in ALONE.items():
+        made.append(what)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(identity, "data_of", partial(known_by, rank, what))
+            with pytest.raises(BadInput, match=told):
+                prepare(start.config(name="refused"), **given(rank, what))
     for what in ("at once", "in val"):
         made.append(what)
         with pytest.raises(AltcoreError, match="drew different micro-batches"):
