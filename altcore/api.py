@@ -86,13 +86,15 @@ def train(
         config: a YAML file or a mapping of keys, original flat keys included, or a `TrainConfig`;
             if None the defaults. With ``resume`` a mapping holds what is to be another than in the
             run, whose other keys stay; a file or a `TrainConfig` is complete.
-        model: takes the place of the workload's model.
+        model: takes the place of the workload's model. A part of it that is in evaluation mode,
+            such as a frozen batch norm, stays in it.
         data: takes the place of the workload's data: a path, or a function
             ``(split, step, micro) -> batch``. A function takes the workload's facts of data with
             it: nothing is known of a unigram entropy.
         device: takes the place of the configuration's.
         loss: takes the place of the workload's: a function ``(model, batch)`` that returns a 0-dim
-            tensor, or that and measures by name. It takes the unigram entropy with it, too.
+            tensor, or that and measures by name. It takes the unigram entropy with it, too. Its own
+            parameters are not trained, and no checkpoint has its variables: warnings name both.
         preset: the name of a preset, to which the keys of a file or mapping are added.
         resume: the name of a run in the configuration's ``runs_dir`` to go on with.
         allow_change: what may be another than it was in that run: ``configuration``, ``data``,

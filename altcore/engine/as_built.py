@@ -5,15 +5,16 @@ All else has to be in a checkpoint, or is named when one is written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from altcore.engine.fingerprints import Fingerprint, is_altcores
+from altcore.engine.fingerprints import Fingerprint
 from altcore.engine.hidden_state import attributes, changed_in, optimizer_tensors, owners_in
+from altcore.engine.hook_state import Hooks
 from altcore.engine.labels import parameter_names
 from altcore.engine.model_state import Form, buffers_in, flags_of, form_of, unsaved_buffers
 from altcore.engine.optimizer_checks import groups_of
@@ -89,20 +90,22 @@ class AsBuilt:
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
+    kept: Sequence[Any] = ()
+    """What checkpoints have besides."""
     built: dict[str, ModuleAsBuilt] = field(init=False)
     groups: dict[str, list[list[str | None]]] = field(init=False)
     """The parameters of each optimizer's groups, by name."""
     attributes: dict[str, Fingerprint] = field(init=False)
     """Those in which state may be hidden."""
-    hooks: Set[tuple[str, int]] = field(init=False)
+    hooks: Hooks = field(init=False)
     """Those on modules, parameters and optimizers."""
 
     def __attrs_post_init__(self) -> None:
         found = {
             "built": {label: ModuleAsBuilt(module) for label, module in self.modules.items()},
             "groups": self._groups(),
-            "attributes": attributes(owners_in(self.modules, self.optimizers)),
-            "hooks": hooks_of(self.modules, self.optimizers).keys(),
+            "attributes": attributes(owners_in(self.modules, self.optimizers), self.kept),
+            "hooks": Hooks(self.modules, self.optimizers, self.kept),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -115,13 +118,8 @@ class AsBuilt:
     def hidden(self) -> list[str]:
         """Return the attributes of modules and optimizers with state that no checkpoint has."""
         owners = owners_in(self.modules, self.optimizers)
-        changed = changed_in(self.attributes, attributes(owners))
+        changed = changed_in(self.attributes, attributes(owners, self.kept))
         return list(dict.fromkeys([*optimizer_tensors(owners), *changed]))
-
-    def late_hooks(self, hooks: Set[tuple[str, int]]) -> list[str]:
-        """Return what has other hooks than these."""
-        now = hooks_of(self.modules, self.optimizers)
-        return sorted({name for key, name in now.items() if key not in hooks})
 
     def check(self) -> None:
         """Raise `AltcoreError` if a build would not make what a checkpoint's state goes into."""
@@ -151,28 +149,6 @@ class AsBuilt:
     def _groups(self) -> dict[str, list[list[str | None]]]:
         names = parameter_names(self.modules)
         return {label: groups_of(made, names) for label, made in self.optimizers.items()}
-
-
-def hooks_of(
-    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> dict[tuple[str, int], str]:
-    """Return the hooks on modules, parameters and optimizers that are not altcore's own.
-
-    Each with the name of what it is on.
-    """
-    owners, names = owners_in(modules, optimizers), parameter_names(modules)
-    held = [
-        (n, x) for n, owner in owners.items() for key, x in vars(owner).items() if "hooks" in key
-    ]
-    for p in chain.from_iterable(module.parameters() for module in modules.values()):
-        on_tensor = (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None))
-        held += [(names[id(p)], hooks) for hooks in on_tensor]
-    return {
-        (name, id(hook)): name
-        for name, hooks in held
-        for hook in (hooks.values() if isinstance(hooks, Mapping) else ())
-        if not is_altcores(hook)
-    }
 
 
 def _forms(module: nn.Module) -> dict[str, Form]:

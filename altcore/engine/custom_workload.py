@@ -108,3 +108,8 @@ def own_workload(workload: Any) -> Any:
 def own_batches(workload: Any) -> Callable[[str, int, int], Any] | None:
     """Return the caller's function of batches, None if the workload has its own."""
     return workload.given if isinstance(workload, CustomWorkload) else None
+
+
+def own_loss(workload: Any) -> Callable[[nn.Module, Any], Any] | None:
+    """Return the caller's loss, None if the workload has its own."""
+    return workload.given_loss if isinstance(workload, CustomWorkload) else None

@@ -43,7 +43,7 @@ def fingerprint(value: Any, own: Container[int] = ()) -> Fingerprint:
     """
     if type(value) in (int, float, str, bool, type(None)):
         return (type(value), repr(value))
-    if _is_own(value, own):
+    if is_own(value, own):
         return ()
     file = _Hash()
     try:
@@ -53,7 +53,8 @@ def fingerprint(value: Any, own: Container[int] = ()) -> Fingerprint:
     return (LOOKED_UP if _holds_only(value, own) else None, file.sha256.hexdigest())
 
 
-def _is_own(value: Any, own: Container[int]) -> bool:
+def is_own(value: Any, own: Container[int]) -> bool:
+    """Whether a value is altcore's, or checkpoints have it, by its id or its memory's address."""
     is_kept = type(value) in TENSORS and memory(value) in own
     return is_kept or id(value) in own or is_altcores(value)
 
@@ -63,7 +64,7 @@ def _holds_only(value: Any, own: Container[int], depth: int = 4) -> bool:
     if not isinstance(value, list | tuple | set | dict) or not value or not depth:
         return False
     parts = value.values() if isinstance(value, dict) else value
-    return all(_is_own(part, own) or _holds_only(part, own, depth - 1) for part in parts)
+    return all(is_own(part, own) or _holds_only(part, own, depth - 1) for part in parts)
 
 
 def is_looked_up(before: Fingerprint | None, now: Fingerprint) -> bool:

@@ -10,19 +10,28 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from itertools import islice
+from types import MemberDescriptorType
 from typing import Any
 
 import torch
-from attrs import fields, has
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, is_looked_up, memory
+from altcore.engine.fingerprints import (
+    LIBRARIES,
+    Fingerprint,
+    fingerprint,
+    is_altcores,
+    is_looked_up,
+    memory,
+)
 from altcore.engine.labels import within
 from altcore.log import log
 
 MANY = 1000
 """How many objects are looked at within what a loop keeps."""
+NOT_STATE = "not_state"
+"""The attribute by which somebody says what is made anew."""
 HOOKS = "hooks"
 """What hooks are called as part of an owner; they are no attribute."""
 
@@ -30,8 +39,8 @@ HOOKS = "hooks"
 def no_state(labels: Sequence[str]) -> str:
     """Return how to say that the first of these is no state; nothing if none is an attribute.
 
-    >>> no_state(["aux of the model"])[-55:]
-    'say so on the object or its class: not_state = ("aux",)'
+    >>> no_state(["aux of the model"])[-69:]
+    'say so on the function, the object or its class: not_state = ("aux",)'
     >>> no_state(["hooks of the model", "a scheduler"])
     ''
     """
@@ -40,7 +49,8 @@ def no_state(labels: Sequence[str]) -> str:
         if owner and name.isidentifier() and name != HOOKS:
             said = f'not_state = ("{name}",)'
             when = f"If each step writes {label} before it reads it"
-            return f"{when}, say so on the object or its class: {said}"
+            whom = "the function, the object or its class"
+            return f"{when}, say so on {whom}: {said}"
     return ""
 
 
@@ -64,15 +74,17 @@ def owners_in(
     return {**dict(found.values()), **optimizers}
 
 
-def attributes(owners: Mapping[str, nn.Module | Optimizer]) -> dict[str, Fingerprint]:
+def attributes(
+    owners: Mapping[str, nn.Module | Optimizer], kept: Iterable[Any] = ()
+) -> dict[str, Fingerprint]:
     """Return the attributes in which state may be hidden, by what they are called.
 
-    These are all that hold something else than the owners, their parameters and buffers; of
-    modules and optimizers that state more than torch's do, none: they know what they need. Of each
-    module there are its class, with the attributes of the class, and functions that take the place
-    of its methods, too.
+    These are all that hold something else than the owners, their parameters and buffers, and what
+    is ``kept`` besides; of modules and optimizers that state more than torch's do, none: they know
+    what they need. Of each module there are its class, with the attributes of the class, and
+    functions that take the place of its methods, too.
     """
-    own = own_of(owners.values())
+    own = own_of(owners.values(), kept)
     found = {
         f"{key} of {place}": fingerprint(value, own)
         for place, owner in owners.items()
@@ -81,15 +93,19 @@ def attributes(owners: Mapping[str, nn.Module | Optimizer]) -> dict[str, Fingerp
     modules = {place: x for place, x in owners.items() if isinstance(x, nn.Module)}
     for place, module in modules.items():
         found[f"the class of {place}"] = fingerprint(type(module))
-    for cls in dict.fromkeys(c for m in modules.values() for c in type(m).__mro__):
-        found |= {f"{k} of class {cls.__name__}": fingerprint(v, own) for k, v in _of(cls).items()}
+    found |= _attributes_of_classes(modules.values(), own)
     return {label: known for label, known in found.items() if known}
 
 
-def own_of(owners: Iterable[nn.Module | Optimizer]) -> set[int]:
-    """Return the ids and the addresses of what checkpoints have, wherever it is met."""
+def own_of(owners: Iterable[nn.Module | Optimizer], kept: Iterable[Any] = ()) -> set[int]:
+    """Return the ids and the addresses of what checkpoints have, wherever it is met.
+
+    ``kept`` is what they have besides: with what it holds.
+    """
     held = [*owners]
-    return {memory(x) for x in _tensors_of(held)} - {0} | {id(x) for x in held}
+    parts = [x for x in reached(kept).values() if not isinstance(x, REPLACED)]
+    tensors = {memory(x) for x in (*_tensors_of(held), *tensors_in(parts))} - {0}
+    return tensors | {id(x) for x in (*held, *parts)}
 
 
 def _tensors_of(owners: Iterable[nn.Module | Optimizer]) -> Iterator[Tensor]:
@@ -99,19 +115,32 @@ def _tensors_of(owners: Iterable[nn.Module | Optimizer]) -> Iterator[Tensor]:
             yield from (*owner.parameters(recurse=False), *owner.buffers(recurse=False))
 
 
-def attributes_of_others(owners: Mapping[str, Any], own: Set[int]) -> dict[str, Fingerprint]:
+def attributes_of_others(
+    owners: Mapping[str, Any], own: Set[int], *, with_generators: bool = True
+) -> dict[str, Fingerprint]:
     """Return the attributes in which plugins and the workload may hide state.
 
-    Whoever has a ``state_dict`` hides none. A workload seeds its generators anew for each batch.
+    Whoever has a ``state_dict`` hides none. Their classes may have some, too.
     """
+    hiding = {place: owner for place, owner in owners.items() if not hasattr(owner, "state_dict")}
     found = {
         f"{key} of {place}": fingerprint(value, own)
-        for place, owner in owners.items()
-        if not hasattr(owner, "state_dict")
+        for place, owner in hiding.items()
         for key, value in held_by(owner).items()
-        if not (_is_no_state(key, owner) or _is_generator(value))
+        if not is_no_state(key, owner) and (with_generators or not _is_generator(value))
     }
+    found |= _attributes_of_classes(hiding.values(), own)
     return {label: known for label, known in found.items() if known}
+
+
+def _attributes_of_classes(owners: Iterable[Any], own: Set[int]) -> dict[str, Fingerprint]:
+    found: dict[tuple[type, str], Fingerprint] = {}
+    for owner in owners:
+        for cls in type(owner).__mro__:
+            for key, value in of_class(cls).items():
+                if not ((cls, key) in found or is_no_state(key, owner)):
+                    found[cls, key] = fingerprint(value, own)
+    return {f"{key} of class {cls.__name__}": known for (cls, key), known in found.items()}
 
 
 def changed_in(before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]) -> list[str]:
@@ -123,11 +152,11 @@ def changed_in(before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]
     ]
 
 
-def _is_no_state(name: str, owner: Any) -> bool:
+def is_no_state(name: str, owner: Any) -> bool:
     """Whether an attribute is said to be made anew: by its name, or by ``not_state`` beside it."""
-    said = getattr(owner, "not_state", ())
+    said = getattr(owner, NOT_STATE, ())
     names = said if isinstance(said, tuple | list | Set) else (said,)
-    return "cache" in name.lower() or name in names
+    return "cache" in name.lower() or name == NOT_STATE or name in names
 
 
 def optimizer_parts(optimizer: Optimizer) -> list[str]:
@@ -161,7 +190,7 @@ def optimizer_tensors(owners: Mapping[str, nn.Module | Optimizer]) -> list[str]:
 def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
     """Return the attributes that the state_dict of every module or optimizer leaves out."""
     held = {k: v for k, v in vars(owner).items() if k not in _of_every()}
-    held = {k: v for k, v in held.items() if not _is_no_state(k, owner)}
+    held = {k: v for k, v in held.items() if not is_no_state(k, owner)}
     if isinstance(owner, Optimizer):
         held.pop("step", None)  # a scheduler's, which counts the calls
     is_module, is_torchs = isinstance(owner, nn.Module), _is_torchs(type(owner))
@@ -173,14 +202,14 @@ def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
     return {k: v for k, v in held.items() if not (is_torchs and k.startswith("_"))}
 
 
-def _of(cls: type) -> dict[str, Any]:
-    """Return the values in the attributes of a class of somebody's own."""
+def of_class(cls: type) -> dict[str, Any]:
+    """Return the values in the attributes of a class of somebody's own; none of a library's."""
     if cls.__module__.partition(".")[0] in LIBRARIES:
         return {}
     return {
         key: value
         for key, value in vars(cls).items()
-        if not (key.startswith("__") or _is_no_state(key, cls) or hasattr(value, "__get__"))
+        if not (key.startswith("__") or hasattr(value, "__get__"))
     }
 
 
@@ -189,6 +218,8 @@ def _is_torchs(cls: type) -> bool:
 
 
 PLAIN = (int, float, str, bool)
+REPLACED = (*PLAIN, complex, bytes, tuple, type, type(None))
+"""What is never changed in its place: one may be in several places."""
 STATING = ("state_dict", "get_extra_state", "_save_to_state_dict")
 """Methods with which a module or an optimizer says more than torch knows of it."""
 ADDED = {"_opt_called", "_step_count", "_wrapped_by_lr_sched", "_need_device_dtype_check_for_fused"}
@@ -213,9 +244,14 @@ def _is_generator(value: Any) -> bool:
 
 
 def held_by(made: Any) -> dict[str, Any]:
-    """Return the attributes of an object, with those in the slots of an attrs class."""
-    names = [f.name for f in fields(type(made))] if has(type(made)) else []
-    own = {name: getattr(made, name) for name in names if hasattr(made, name)}
+    """Return the attributes of an object, with those in its slots."""
+    slots = {
+        name
+        for cls in type(made).__mro__
+        for name, value in vars(cls).items()
+        if isinstance(value, MemberDescriptorType) and not name.startswith("__")
+    }
+    own = {name: getattr(made, name) for name in sorted(slots) if hasattr(made, name)}
     return {**own, **getattr(made, "__dict__", {})}
 
 
@@ -234,7 +270,7 @@ def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
 def reached(parts: Iterable[Any]) -> dict[int, Any]:
     """Return objects and what they hold, in attributes and containers, by id: the first `MANY`.
 
-    What optimizers, modules and tensors hold is left out.
+    What optimizers, modules, tensors and altcore's own objects hold is left out.
     """
     found: dict[int, Any] = {}
     left = deque(islice(parts, MANY))
@@ -252,4 +288,4 @@ def _within(part: Any) -> Iterable[Any]:
     if isinstance(part, list | tuple | set | deque):
         return part
     is_leaf = isinstance(part, Optimizer | nn.Module | Tensor | type)
-    return () if is_leaf else held_by(part).values()
+    return () if is_leaf or is_altcores(part) else held_by(part).values()

@@ -48,6 +48,7 @@ from altcore.engine.history import RunHistory
 from altcore.engine.leaving import Leaving
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
+from altcore.engine.modes import Modes
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
@@ -90,8 +91,7 @@ class Engine:
     record: StepRecord = field(init=False)
     gradients: GradientNorms = field(init=False)
     captures: capture.LayerCaptures = field(init=False)
-    modules: Sequence[nn.Module] = field(init=False)
-    """All of the model."""
+    modes: Modes = field(init=False)
     needs: set[str] = field(init=False, factory=set)
     """The captures that plugins due on this step need."""
     ending: Ending = field(init=False)
@@ -106,9 +106,9 @@ class Engine:
         self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
         self.weights = WeightCheck(self.run.model)
-        self.modules = list(self.run.model.modules())
         parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)
         state = RunState(self.run, *parts, self.ranks)
+        self.modes = state.modes
         about = (self.weights, self.identity, self.is_from_seed, self.makers)
         self.saving = Saving(state, self.directory, self.ending, *about)
         self.leaving = Leaving(self.ranks.world_size == 1)
@@ -194,8 +194,7 @@ class Engine:
             step.index, tracking=step.is_recorded, errors="errors" in self.needs
         )
         run.optimizer.zero_grad(set_to_none=True)
-        if not all(module.training for module in self.modules):
-            run.model.train()  # slow: it sets them all
+        self.modes.put()
         self.weights.buffers.keep()
         if "snapshots" in self.needs and (step.index - 1) % config.snapshot_interval == 0:
             parts = (run.model, run.optimizer, run.quantization)
@@ -366,6 +365,7 @@ class Engine:
         with self.events.without_repeats():
             self.dispatch.call("run_start", run=run)
             set_random_state(random, run.device)  # a plugin's imports may draw numbers
+            self.modes.note()
             self.saving.note_start()
             self.saving.check_place()
             self.directory.open_logs()

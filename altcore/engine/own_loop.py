@@ -106,12 +106,13 @@ class OwnLoop:
     def built(self) -> AsBuilt:
         """Return modules and optimizers as they are now, before training."""
         modules = {kept.label: kept.module for kept in self.modules}
-        return AsBuilt(modules, {kept.label: kept.optimizer for kept in self.optimizers})
+        optimizers = {kept.label: kept.optimizer for kept in self.optimizers}
+        return AsBuilt(modules, optimizers, [kept.object for kept in self.objects])
 
     def hidden(self, built: AsBuilt) -> list[str]:
         """Return where state is that no checkpoint has; the loop was ``built`` so."""
-        hooks = [f"{HOOKS} of {name}" for name in built.late_hooks(built.hooks)]
-        return [*built.hidden(), *hooks]
+        late = [f"{HOOKS} of {name}" for name in built.hooks.late()]
+        return [*built.hidden(), *built.hooks.changed(), *late]
 
     def unwatched(self) -> frozenset[str]:
         """Return the names of what is not finite now, before training: it may stay so."""

@@ -15,6 +15,7 @@ from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
 from altcore.engine.labels import MODEL, OPTIMIZER, parameter_names
 from altcore.engine.model_state import put_model, set_flags
+from altcore.engine.modes import Modes
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.optimizer_loading import load_optimizer
 from altcore.engine.randomness import random_state, set_random_state
@@ -37,8 +38,10 @@ class RunState:
     ranks: Ranks
     built: AsBuilt = field(init=False)
     """The model and the optimizer as a resume builds them."""
+    modes: Modes = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.modes = Modes(self.run.model, self.run.quantization)
         self.built = AsBuilt({MODEL: self.run.model}, {OPTIMIZER: self.run.optimizer})
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,6 +63,7 @@ class RunState:
             "buffers": built.changed(weights),
             "buffer_forms": built.forms(weights),
             "requires_grad": built.flags(),
+            "in_evaluation": self.modes.frozen,
             "optimizer": optimizer,
             "optimizer_layout": layout_of(optimizer, run.optimizer, names),
             "quantization": run.quantization.state_dict(),
@@ -81,6 +85,7 @@ class RunState:
         run.step = state["step"]
         put_model(run.model, run.quantization, state)
         set_flags(run.model, state["requires_grad"])
+        self.modes.put_back(state["in_evaluation"])
         load_optimizer(run.optimizer, state["optimizer"])
         run.degraded[:] = state["degraded"]
         known = state["ranks"][run.rank : run.rank + 1]  # nothing if there are more ranks now

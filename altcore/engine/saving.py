@@ -8,12 +8,13 @@ from typing import Any
 from attrs import asdict, define, field
 from torch import Tensor
 
-from altcore.engine.as_built import hooks_of
-from altcore.engine.custom_workload import own_batches, own_workload
+from altcore.engine.called_state import untrained, variables_in
+from altcore.engine.custom_workload import own_batches, own_loss, own_workload
 from altcore.engine.ending import Ending
-from altcore.engine.fingerprints import Fingerprint, fingerprint
+from altcore.engine.fingerprints import Fingerprint
 from altcore.engine.finite import is_finite
 from altcore.engine.hidden_state import attributes_of_others, changed_in, no_state, own_of
+from altcore.engine.hook_state import Hooks
 from altcore.engine.model_state import misstated
 from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
@@ -23,6 +24,7 @@ from altcore.engine.state_checks import check_weights_and_moments
 from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError, InvalidCheckpoint
 from altcore.hooks import NonFinite
+from altcore.log import log
 from altcore.recipes import some
 from altcore.runs import (
     ANOMALY,
@@ -74,34 +76,44 @@ class Saving:
     """The snapshots that are on disk, by step, as manifests refer to them."""
     is_checked: bool = field(init=False, default=False)
     """Whether a state after a step was checked as a resume would check it."""
-    hooks: Set[tuple[str, int]] = field(init=False, factory=frozenset)
-    """The hooks of plugins on the model when the run started."""
+    hooks: Hooks = field(init=False)
+    """The hooks on the model and the optimizer when the run started, those of plugins, too."""
     attributes: Mapping[str, Fingerprint] = field(init=False, factory=dict)
-    """Those in which interventions and the workload may hide state, when the run started."""
+    """Those in which interventions, the workload and functions that were given may hide state, when
+    the run started."""
     kept: Set[str] = field(init=False, factory=frozenset)
     """The checkpoints that were there after the last one was written."""
     data: Mapping[str, Any] = field(init=False)
     """What the workload's files were known by when the run was built."""
 
     def __attrs_post_init__(self) -> None:
+        self.hooks = self.state.built.hooks
         config, paths = self.state.run.config, self.identity.get("paths", ())
         given = self.identity.get("configuration", {}).get("settings", {}).get(config.workload, {})
         self.data = stamps(v for k, v in given.items() if f"{config.workload}.{k}" in paths)
 
     def note_start(self) -> None:
         """Note what run_start has made of model and plugins: it does so again in a resume."""
-        built = self.state.built
-        self.hooks = hooks_of(built.modules, built.optimizers).keys()
+        built, plugins = self.state.built, [p.instance for p in self.state.dispatch.plugins]
+        self.hooks = Hooks(built.modules, built.optimizers, plugins)
         self.attributes = self._attributes()
 
     def _attributes(self) -> dict[str, Fingerprint]:
         dispatch, run = self.state.dispatch, self.state.run
         heard = [p for p in dispatch.plugins if p.name in dispatch.heard]
         owners = {f"{p.kind} {p.name}": p.instance for p in heard}
-        owners |= {**self.makers, "the workload": own_workload(run.workload)}
         own = own_of([*run.model.modules(), run.optimizer])
-        given = {"the variables of the function data": fingerprint(own_batches(run.workload), own)}
-        return {**attributes_of_others(owners, own), **given}
+        workload = {"the workload": own_workload(run.workload)}
+        given = {
+            "the function data": own_batches(run.workload),
+            "the function loss": own_loss(run.workload),
+        }
+        return {
+            **attributes_of_others(owners | dict(self.makers), own),
+            # It seeds its generators anew for each batch.
+            **attributes_of_others(workload, own, with_generators=False),
+            **variables_in(given, own),
+        }
 
     def check_data(self) -> None:
         """Raise `AltcoreError` if a file of the workload is not what it was: nothing is saved."""
@@ -175,18 +187,24 @@ class Saving:
     def _warn_of_unsaved(self) -> None:
         """Warn, once, of what changes the run and is in no checkpoint of it."""
         run = self.state.run
-        late = self.state.built.late_hooks(self.hooks)
-        hidden = self.state.built.hidden()
+        hidden = [*self.state.built.hidden(), *self.hooks.changed()]
         hidden += changed_in(self.attributes, self._attributes())
         how = no_state(hidden)
         told = [f"{some(hidden)}: {UNSAVED}{f'. {how}' if how else ''}"] if hidden else []
-        if late:
+        if late := self.hooks.late():
             told.append(
                 f"hooks were put on {some(late)} while the run trained, and no checkpoint has "
                 "them: a run that goes on is without, unless they are put there in run_start"
             )
+        if idle := untrained(own_loss(run.workload), run.model, run.optimizer):
+            told.append(
+                f"{some(idle)} of the function loss: no optimizer trains it. Make it a part of the "
+                "model, or let it need no gradients"
+            )
         for message in filter(run.quantization.context.is_news, told):
             run.emit("warning", message=message, cause="unsaved")
+            if run.rank == 0:
+                log.warning(message)
 
     def _warn_of_lost(self) -> None:
         """Warn of checkpoints that somebody removed; the next one is written all the same."""

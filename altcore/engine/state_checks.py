@@ -79,6 +79,8 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
             raise InvalidCheckpoint("its shifts are no records")
         if unknown := state["requires_grad"].keys() - dict(built.model.named_parameters()):
             raise InvalidCheckpoint(f"the model has no parameter {sorted(unknown)[0]!r:.60}")
+        if unknown := set(state["in_evaluation"]) - dict(built.model.named_modules()).keys():
+            raise InvalidCheckpoint(f"the model has no module {sorted(unknown)[0]!r:.60}")
         trained = sum(p.requires_grad for p in built.model.parameters())
         if tuple(state["dead_steps"].shape) != (trained,):
             raise InvalidCheckpoint("its count of dead gradients is of other parameters")

@@ -5,6 +5,7 @@ import random
 import types
 from decimal import Decimal
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -327,8 +328,12 @@ class Counter:
 
 @define(eq=False)
 class Forgetful:
-    """Counts in fields that no checkpoint has."""
+    """Counts in fields that no checkpoint has, and in its class, and draws numbers."""
 
+    total: ClassVar[int] = 0
+    drawn: torch.Generator = field(init=False, factory=torch.Generator)
+    python: random.Random = field(init=False, factory=random.Random)
+    numpy: object = field(init=False, factory=numpy.random.default_rng)
     seen: int = field(init=False, default=0)
     counter: Counter = field(init=False, factory=Counter)
     started: int = field(init=False, default=0)
@@ -342,6 +347,14 @@ class Forgetful:
     @hookimpl
     def pre_step(self, run, step):
         self.seen, self._cache, self.counter.steps = step.index, step.index, step.index
+        type(self).total += 1
+        torch.rand(1, generator=self.drawn)
+        self.python.random()
+        self.numpy.random()
+
+
+NAMES = ("counter", "drawn", "numpy", "python", "seen", "total")
+"""Where the state of a `Forgetful` is."""
 
 
 class Stating(Forgetful):
@@ -401,9 +414,9 @@ def test_state_in_fields_of_interventions_is_told(start, shelf):
     plugins = ["forgetful", "stating", "looking"]
     run = altcore.train(start.config(plugins, **KEYS), model=Bytes()).run_directory
     (warning,) = events(run, "warning")
-    told = "seen of intervention forgetful, counter of intervention forgetful: state of the run"
+    told = ", ".join(f"{name} of intervention forgetful" for name in NAMES[:-1])
     assert (warning["step"], warning["cause"]) == (2, "unsaved")
-    assert warning["message"].startswith(told)
+    assert warning["message"].startswith(f"{told}, total of class Forgetful: state of")
 
 
 class Annealing:
@@ -456,7 +469,7 @@ class Named(Annealing):
 
 def test_what_is_said_to_be_no_state_is_not_told(start, shelf, tmp_path):
     """By a model, an optimizer, an intervention or a workload; of one object, or of its class."""
-    said = type("Said", (Forgetful,), {"__slots__": (), "not_state": {"seen", "counter"}})
+    said = type("Said", (Forgetful,), {"__slots__": (), "not_state": NAMES})
     shelf.install("intervention", "said", said)
     shelf.install("workload", "named", define(type("Maker", (), {"build": lambda *_: Named()})))
     run = start(["said"], name="r", workload="named", **KEYS).run_directory
@@ -472,7 +485,7 @@ def test_what_is_said_to_be_no_state_is_not_told(start, shelf, tmp_path):
     (told,) = logs
     assert told["names"] == ["other of the model"]
     assert told["hint"].startswith("If each step writes other of the model before it reads it")
-    assert told["hint"].endswith('say so on the object or its class: not_state = ("other",)')
+    assert told["hint"].endswith('the object or its class: not_state = ("other",)')
 
 
 def test_state_in_settings_and_in_functions_is_told(start, shelf):
@@ -505,7 +518,7 @@ def test_state_in_settings_and_in_functions_is_told(start, shelf):
     run = altcore.train(config, data=data).run_directory
     (warning,) = events(run, "warning")
     told = ("made of the settings of workload appending", "made of the workload")
-    assert warning["message"].startswith(", ".join((*told, "the variables of the function data")))
+    assert warning["message"].startswith(", ".join((*told, "batches of the function data")))
 
 
 # ------------------------------------------------------------------- models that state another

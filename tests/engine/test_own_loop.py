@@ -301,6 +301,23 @@ def test_hooks_that_come_late_are_told(tmp_path):
     assert told_of(logs) == [["hooks of the model", "hooks of the optimizer", "hooks of weight"]]
 
 
+def test_what_earlier_hooks_keep_is_told(tmp_path):
+    """Unless it is kept with the rest, by itself or in what is."""
+    loop = Loop()
+    calls, kept, whole = [], AveragedModel(loop.model), Pair()
+    whole.held = []
+    loop.model.register_forward_hook(lambda *_: calls.append(1))
+    loop.optimizer.register_step_post_hook(lambda *_: kept.update_parameters(loop.model))
+    loop.optimizer.register_step_post_hook(lambda *_: whole.held.append(1))
+    also = {"average": kept, "whole": whole}
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer, also=also)
+    with capture_logs() as logs:
+        loop.train()
+        manager.save(1)
+    where = f"{test_what_earlier_hooks_keep_is_told.__qualname__}.<locals>.<lambda>"
+    assert told_of(logs) == [[f"calls of the hook {where} on the model"]]
+
+
 def test_an_optimizer_that_was_replaced_is_told(tmp_path):
     """The one that the manager has keeps its moments, and moves nothing."""
     loop = Loop()

@@ -1,0 +1,155 @@
+"""What a loss or batches of the caller's own keep in variables is named."""
+
+import functools
+import itertools
+
+import pytest
+import torch
+from helpers import events
+from structlog.testing import capture_logs
+from torch import nn
+
+import altcore
+from altcore.engine.called_state import untrained, variables_in
+from altcore.engine.hidden_state import changed_in
+
+SEEN = {"steps": 0}
+
+
+def by_global(model, batch):
+    SEEN["steps"] += 1
+
+
+def by_attribute(model, batch):
+    by_attribute.steps = getattr(by_attribute, "steps", 0) + 1
+
+
+def by_default(model, batch, seen=[]):  # noqa: B006 # that is what is tested
+    seen.append(1)
+
+
+def in_closure():
+    steps = 0
+
+    def loss(model, batch):
+        nonlocal steps
+        steps += 1
+
+    return loss
+
+
+class Curriculum:
+    """Counts its calls, and those of all of its class."""
+
+    total = 0
+
+    def __init__(self):
+        self.steps = 0
+
+    def __call__(self, model, batch):
+        self.steps += 1
+        Curriculum.total += 1
+
+
+class Center(nn.Module):
+    """Keeps a mean in a buffer of a part, and a count beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.count = nn.Module(), 0
+        self.part.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, model, batch):
+        self.count += 1
+        self.part.mean += 1
+
+
+STATE = {
+    "a global": (lambda: by_global, ["SEEN"]),
+    "an attribute": (lambda: by_attribute, ["steps"]),
+    "a default": (lambda: by_default, ["seen"]),
+    "a closure": (in_closure, ["steps"]),
+    "within torch's wrapper": (lambda: torch.no_grad()(in_closure()), ["steps"]),
+    "an object": (Curriculum, ["total", "steps"]),
+    "a method": (lambda: Curriculum().__call__, ["total", "steps"]),
+    "a partial one": (lambda: functools.partial(by_default, seen=[]), ["seen"]),
+    "a module": (Center, ["count", "mean"]),
+}
+
+
+@pytest.mark.parametrize("kind", STATE)
+def test_variables_of_a_function_are_known(kind):
+    """Those that change, by name; and none if the function says that they are no state."""
+    make, names = STATE[kind]
+    loss = make()
+    before = variables_in({"loss": loss, "data": None}, ())
+    assert changed_in(before, variables_in({"loss": loss}, ())) == []
+    loss(None, None)
+    now = variables_in({"loss": loss}, ())
+    assert changed_in(before, now) == [f"{name} of loss" for name in names]
+
+
+def test_a_function_may_say_what_is_no_state():
+    loss = in_closure()
+    loss.not_state = ("steps",)
+    assert variables_in({"loss": loss}, ()) == {}
+
+
+def test_who_gets_gradients_and_is_never_trained_is_named():
+    """Not the model, nor a teacher that gets none, nor what the optimizer has."""
+    model, teacher, part, free = (nn.Linear(2, 2) for _ in range(4))
+    weight = torch.ones((), requires_grad=True)
+    optimizer = torch.optim.SGD([*model.parameters(), *part.parameters()], lr=0.1)
+    held = {"free": free}
+
+    def loss(model, batch):
+        y = part(model(batch)) + held["free"](batch) * weight
+        return (y - teacher(batch).detach()).square().mean()
+
+    assert untrained(loss, model, optimizer) == untrained(None, model, optimizer) == []
+    loss(model, torch.ones(1, 2)).backward()
+    assert untrained(loss, model, optimizer) == ["held", "weight"]
+
+
+class Bytes(nn.Module):
+    """Predicts bytes, with a hook that counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(256, 8)
+        calls = []
+        self.embed.register_forward_hook(lambda *_: calls.append(1))
+
+    def forward(self, ids):
+        return self.embed(ids)
+
+
+class Uncertain(nn.Module):
+    """A loss with a weight that nobody trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.steps = nn.Parameter(torch.ones(())), 0
+
+    def forward(self, model, batch):
+        self.steps += 1
+        return model(batch).square().mean() * self.weight
+
+
+def test_a_run_names_them_in_its_record_and_on_the_screen(start):
+    """Once each."""
+    batches = itertools.count()
+
+    def data(split, step, micro):
+        return torch.full((2,), next(batches) % 256)
+
+    config = start.config(checkpoint_interval=1, format="none")
+    with capture_logs() as logs:
+        run = altcore.train(config, model=Bytes(), data=data, loss=Uncertain()).run_directory
+    hidden, idle = (event["message"] for event in events(run, "warning"))
+    assert hidden.startswith(
+        "calls of the hook Bytes.__init__.<locals>.<lambda> on module embed, batches of the "
+        "function data, steps of the function loss: state of the run that no checkpoint has"
+    )
+    assert idle.startswith("weight of the function loss: no optimizer trains it. Make it a part of")
+    assert [x["event"] for x in logs if x["event"] in (hidden, idle)] == [hidden, idle]
