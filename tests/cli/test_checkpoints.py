@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from helpers import Starter, text_file
 from helpers_cli import call
+from helpers_disks import full_disk
 from structlog.testing import capture_logs
 
 import altcore
@@ -184,3 +186,22 @@ def test_export_writes_a_file_and_never_over_one(runs, capsys, tmp_path):
     assert again.code == 2
     assert "exists" in again.err
     assert file.stat().st_size == size
+
+
+@pytest.mark.parametrize("fault", ["full", "pipe", "no folder"])
+def test_an_export_that_cannot_be_written_is_named(fault, runs, capsys, tmp_path):
+    """With the exit code of the reason; nothing is left, and a pipe is refused first."""
+    file = tmp_path / "out/w.safetensors"
+    if fault != "no folder":
+        file.parent.mkdir()
+    if fault == "pipe":
+        os.mkfifo(file)
+    with full_disk("bytes", 0) if fault == "full" else nullcontext():
+        told = call(capsys, "checkpoints", "export", "a", file, "--runs-dir", runs)
+    code, words = {
+        "full": (3, f"no space left to write {file} ("),
+        "pipe": (2, f"FILE: {file} is a pipe, and no file to write to"),
+        "no folder": (2, f"{file}: cannot be written: No such file or directory"),
+    }[fault]
+    assert (told.code, words in told.err) == (code, True), told.err
+    assert [p.is_fifo() for p in tmp_path.glob("out/*")] == [True] * (fault == "pipe")
