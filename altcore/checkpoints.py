@@ -227,9 +227,9 @@ class CheckpointManager:
         ``value`` is what `best` compares by. A state that is not finite is kept by
         `save_on_anomaly` instead, with a warning that names the first; the result is then its own.
 
-        Raises `BadInput` if the folder has checkpoints of later steps, or one of this step that the
-        manager neither wrote nor restored, or files of somebody else by the names ``best`` and
-        ``last``; and whatever `save_checkpoint` raises.
+        Raises `BadInput` if the newest checkpoint in the folder is of a later step, or one that the
+        manager has neither written nor restored, as of an earlier loop; if the folder has files of
+        somebody else by the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
         """
         self._check_place()
         loop, number = self._loop(), _number(value)
@@ -239,10 +239,13 @@ class CheckpointManager:
         with self._writing():
             found = list_checkpoints(self.folder, strict=False)
             newest = max((k.step for k in found if k.kind == REGULAR), default=-1)
-            if newest > step or (newest == step and step not in self._own):
-                problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
+            is_own = newest in self._own
+            if newest >= 0 and (newest > step or not is_own):
+                whose = "" if is_own else ", which this manager has neither written nor restored"
+                there = f"there is a checkpoint of step {newest}{whose}"
                 hint = "restore() goes on from it; a new loop takes a folder of its own"
-                raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)
+                problem = f"{self.folder}: {there}, and step {step} is to be saved"
+                raise BadInput(problem, key="step", hint=hint)
             if bad := loop.not_finite(state, self._unwatched):
                 problem = "the state is not finite: no checkpoint to go on from"
                 log.warning(problem, first=bad, step=step)

@@ -130,9 +130,15 @@ def truncate(descriptor: int, length: int) -> None:
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give a file or folder another name; a file of that name is replaced."""
+    """Give a file or folder another name; a file of that name is replaced.
+
+    Raises `OSError` if a pipe, a socket or a device has the name: none can be put back.
+    """
     crash_point(f"rename {target.name}")
     status = path.lstat()
+    with suppress(FileNotFoundError):
+        if stat.S_IFMT(target.lstat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+            raise OSError(errno.EINVAL, f"{target.name} is not a regular file", str(target))
     try:
         path.replace(target)
     except FileNotFoundError:

@@ -22,6 +22,7 @@ from altcore.formats import (
     saved,
 )
 from altcore.loading import LoadedRun
+from altcore.output_files import write_output
 from altcore.quantization import CodedWeight, weight_codes
 
 VALUES, MASTERS, CODES = "values", "masters", "codes"
@@ -38,16 +39,18 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
 
     Args:
         loaded: what `load` returned.
-        file: of safetensors, replaced if it is there.
+        file: of safetensors, replaced at once if it is there.
         kind: of what: values, masters or codes (see `KINDS`). What is on no grid, or on one that
             the file cannot hold, is written as the model has it.
 
     Raises:
-        BadInput: if safetensors is not installed, or the kind is unknown.
+        BadInput: if safetensors is not installed, the kind is unknown, or the file cannot be
+            written or is none, such as a link or a device.
+        NoSpace: if the disk is full; what was there stays.
     """
     if kind not in KINDS:
         raise BadInput(f"there is no kind {shown(kind)}", hint=f"one of {', '.join(KINDS)}")
-    _, save_file = _safetensors()
+    _, encode = _safetensors()
     q = loaded.quantization
     coded, others = ({}, {}) if kind == MASTERS else weight_codes(q)
     by_weight = {id(q.weights.parameters[name]): weight for name, weight in coded.items()}
@@ -84,19 +87,19 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     told["sha256"] = json.dumps({name: _sha256(t) for name, t in whole.items()})
     told["digest"] = digest(told)
-    save_file(whole, str(file), metadata={"altcore": json.dumps(told)})
+    write_output(Path(file), encode(whole, metadata={"altcore": json.dumps(told)}))
     return others
 
 
-def _safetensors() -> tuple[Callable[..., Any], Callable[..., None]]:
-    """Return what opens and what saves a file of safetensors."""
+def _safetensors() -> tuple[Callable[..., Any], Callable[..., bytes]]:
+    """Return what opens a file of safetensors, and what makes its bytes."""
     try:
         from safetensors import safe_open
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError as error:
         problem = "safetensors is not installed"
         raise BadInput(problem, hint="pip install altcore[export]") from error
-    return safe_open, save_file
+    return safe_open, save
 
 
 def _sha256(tensor: Tensor) -> str:

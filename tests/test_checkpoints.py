@@ -204,8 +204,10 @@ def test_a_flipped_bit_is_found(data, tmp_path_factory):
     """In any file of a checkpoint; the one before is taken, with a warning."""
     folder = tmp_path_factory.mktemp("flips")
     loop = Loop()
-    loop.manager(folder).save(1)
-    path = loop.manager(folder).save(2)
+    manager = loop.manager(folder)
+    manager.save(1)
+    path = manager.save(2)
+    manager.close()
     file = data.draw(st.sampled_from(sorted(p.name for p in path.iterdir())))
     raw = bytearray((path / file).read_bytes())
     bit = data.draw(st.integers(0, 8 * len(raw) - 1))
@@ -359,13 +361,18 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
 
 
 def test_a_loop_that_begins_anew_among_checkpoints_is_refused(tmp_path):
-    """What it saved would be removed at once as older, or would replace the one of its step."""
+    """What it saved would be removed as older, replace the one of its step, or follow another's.
+
+    The best one could then be the other loop's.
+    """
     first = Loop().train(1)
-    first.manager(tmp_path).save(300)
+    first.manager(tmp_path).save(300, value=1.0)
     other = Loop(seed=1).train(1).manager(tmp_path)
-    for step in (50, 300):
-        with pytest.raises(BadInput, match=r"step 300.*restore\(\) goes on from it"):
-            other.save(step)
+    told = r"step 300, which this manager has neither written nor restored.*restore\(\) goes on"
+    for step in (50, 300, 301):
+        with pytest.raises(BadInput, match=told):
+            other.save(step, value=2.0)
+    assert [p.name for p in tmp_path.glob("step-*")] == ["step-00000300"]
     assert other.restore() == 300
     assert other.save(300).exists()
     assert other.save(350).exists()
@@ -551,6 +558,7 @@ def test_two_managers_of_one_process_do_not_save_into_one_folder(tmp_path):
             call()
     assert second.manager(tmp_path).restore() == 1
     manager.close()
+    assert other.restore() == 1
     assert other.save(2).exists()
 
 
@@ -713,7 +721,8 @@ def test_another_process_does_not_save_beside_a_manager(tmp_path):
         assert told in in_child(lambda: Loop(None).manager(tmp_path).save_on_anomaly(2))
         assert not in_child(lambda: Loop(None).manager(tmp_path).restore())
         assert manager.save(3).exists()
-    assert not in_child(lambda: Loop(None).manager(tmp_path).save(4))
+    other = Loop(None).manager(tmp_path)
+    assert not in_child(lambda: other.restore() and other.save(4))
     assert [p.name for p in sorted(tmp_path.glob("step-*"))] == [
         f"step-0000000{i}" for i in (1, 3, 4)
     ]
@@ -745,15 +754,18 @@ def test_a_lock_that_is_none_is_refused_by_name(kind, tmp_path):
 
 def test_checkpoints_of_another_loop_stay(tmp_path):
     """Until they are restored, and are this loop's."""
-    for step in (1, 2):
-        Loop(None).manager(tmp_path, max_checkpoints=2).save(step, value=step)
     manager = Loop(None).manager(tmp_path, max_checkpoints=2, keep_best=0)
-    for step in (3, 4, 5):
+    manager.save(3)
+    manager.close()
+    other = Loop(None)
+    for step in (1, 2):
+        altcore.save_checkpoint(tmp_path, other.model, other.optimizer, None, step)
+    for step in (4, 5):
         manager.save(step)
-    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"1", "2", "5"}
+    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"1", "2", "4", "5"}
     manager.restore()
     manager.save(6)
-    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"1", "6"}
+    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"5", "6"}
 
 
 def test_one_checkpoint_is_the_newest(tmp_path):

@@ -10,7 +10,7 @@ import click
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option
 from altcore.cli.status import Status, followed
 from altcore.cli.terminal import echo, say
-from altcore.errors import AltcoreError, BadInput, UnreadableFile
+from altcore.errors import AltcoreError, BadInput, UnreadableFile, keyed
 
 KINDS = ("values", "masters", "codes")
 FOREIGN = "foreign"
@@ -196,7 +196,10 @@ def export(
     """Write the weights of a checkpoint into a safetensors FILE."""
     from altcore.exporting import export as write
     from altcore.loading import load
+    from altcore.output_files import check_output
 
+    with keyed("FILE"):
+        check_output(Path(file))
     if Path(file).exists():
         raise BadInput(f"{file} exists; choose another name", key="FILE")
     with Status() as status:

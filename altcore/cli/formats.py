@@ -18,6 +18,7 @@ from altcore.cli.status import followed
 from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, described
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
+from altcore.output_files import write_output
 from altcore.registry import entries, load_family
 from altcore.signals import is_from_signal
 
@@ -364,10 +365,7 @@ def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
         parts.append(f'<path d="M{x:.1f} {base - 6}v6" stroke="black"/>')
         parts.append(f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">2^{power}</text>')
     parts.append("</svg>")
-    try:
-        path.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
+    write_output(path, ("\n".join(parts) + "\n").encode())
 
 
 def _marks(fmt: Format) -> tuple[list[float], list[float]]:

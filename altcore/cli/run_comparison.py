@@ -9,7 +9,7 @@ from typing import Any
 from altcore.builtin_types import digits, rounded, to_json
 from altcore.cli.sparkline import sparkline
 from altcore.cli.terminal import echo, print_columns
-from altcore.runs import DirectoryRecord, RunRecord, sample_losses
+from altcore.runs import INITIAL_WEIGHTS, DirectoryRecord, RunRecord, change_line, sample_losses
 
 CURVE = 12
 """Characters of the curve of a loss."""
@@ -26,6 +26,9 @@ ENVIRONMENT = (
     *("git", "libraries", "plugins"),
 )
 """What is compared of the environment."""
+CHANGES = "changes"
+BESIDE = {INITIAL_WEIGHTS: "initial weights", CHANGES: "changes on the way"}
+"""What is compared beside configuration and environment, and the names of its rows."""
 DIGITS = 12
 """Characters of a digest that are shown."""
 MISSING = "-"
@@ -41,6 +44,8 @@ def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
         "runs": [record.name for record in records],
         "outcome": {key: [record.summary[key] for record in records] for key in OUTCOME},
         "data": [_data(record) for record in records],
+        INITIAL_WEIGHTS: [_initial_weights(record) for record in records],
+        CHANGES: [_changes(record) for record in records],
         "same_losses_up_to": [_same_up_to(first, record) for record in records],
         "losses": [sample_losses(record.directory, 4 * CURVE) for record in records],
         "configuration": _differences(
@@ -56,6 +61,18 @@ def _data(record: RunRecord) -> str | None:
     """Return the start of the digest of a run's data, or what else its workload calls them."""
     facts = record.summary["workload_facts"]
     return str(facts.get("sha256", ""))[:DIGITS] or facts.get("data")
+
+
+def _initial_weights(record: RunRecord) -> str | None:
+    """Return the start of the digest of a model that was passed in, as its weights were then."""
+    digest = record.environment.get(INITIAL_WEIGHTS)
+    return str(digest)[:DIGITS] if digest else None
+
+
+def _changes(record: RunRecord) -> list[dict[str, Any]]:
+    """Return what was another when a run went on, whether that needed permission or not."""
+    resumes = (event for event in record.events if event["event"] == "resume")
+    return [{"step": e["step"], **c} for e in resumes for c in e.get("changes", ())]
 
 
 def _same_up_to(first: RunRecord, other: RunRecord) -> int:
@@ -94,6 +111,11 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     rows.append(["training loss", *(sparkline(x, CURVE) for x in found["losses"])])
     rows += [[key, *map(_cell, row)] for key, row in found["outcome"].items() if any_known(row)]
     rows.append(["data", *map(_cell, found["data"])])
+    beside = {
+        BESIDE[INITIAL_WEIGHTS]: found[INITIAL_WEIGHTS],
+        BESIDE[CHANGES]: ["; ".join(map(change_line, changes)) for changes in found[CHANGES]],
+    }
+    rows += [[name, *map(_cell, row)] for name, row in beside.items() if any_known(row)]
     same = found["same_losses_up_to"]
     rows.append(["same losses up to", MISSING, *(f"step {s}" if s else "none" for s in same[1:])])
     for part in ("configuration", "environment"):
@@ -104,7 +126,10 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     same_parts = [part for part in ("configuration", "environment") if not found[part]]
     if same_parts:
         verb = "does" if len(same_parts) == 1 else "do"
-        echo(f"\n{' and '.join(same_parts)} {verb} not differ")
+        known = {name: {v for v in row if v is not None} for name, row in beside.items()}
+        others = [name for name, values in known.items() if len(values) > 1]
+        but = f"; {' and '.join(others)} do" if others else ""
+        echo(f"\n{' and '.join(same_parts)} {verb} not differ{but}")
 
 
 def any_known(row: Sequence[Any]) -> bool:

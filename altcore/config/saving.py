@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from altcore.config.train_config import TrainConfig
-from altcore.errors import BadInput
+from altcore.output_files import write_output
 from altcore.yaml_files import dump_yaml
 
 
@@ -15,11 +15,8 @@ def save_config(config: TrainConfig, path: str | Path) -> Path:
     ``altcore train --config PATH`` and `load_config` give the same run.
 
     Raises:
-        BadInput: if the file cannot be written.
+        BadInput: if the file cannot be written, or is none, such as a link or a device.
+        NoSpace: if the disk is full; what was there stays.
     """
-    try:
-        Path(path).write_text(dump_yaml(config.to_plain()), encoding="utf-8")
-    except OSError as error:
-        problem = f"cannot be written: {error.strerror}"
-        raise BadInput(problem, key="path", part=str(path)) from error
+    write_output(Path(path), dump_yaml(config.to_plain()).encode())
     return Path(path)

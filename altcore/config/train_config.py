@@ -191,7 +191,8 @@ class TrainConfig:
     )
     changes: tuple[dict[str, Any], ...] = setting(
         (),
-        help="what was changed when the run went on, for the record: accepted by --allow-change",
+        help="what was another when the run went on, for the record: accepted by --allow-change, "
+        "or other steps by which the schedule is another",
         converter=tuple,
     )
     settings: dict[str, dict[str, Any]] = setting(

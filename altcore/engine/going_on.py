@@ -18,13 +18,16 @@ from altcore.engine.loop import Engine
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.plugin_states import RefusedState, check_plugin_states
 from altcore.engine.plugins import Plugin
+from altcore.engine.schedule import learning_rate
 from altcore.engine.state_checks import check_state, check_tensors, check_weights_and_moments
 from altcore.errors import BadInput, InvalidCheckpoint, UnfitState
 from altcore.log import log
 from altcore.runs import (
     ANOMALY,
+    DECIDES,
     ENDED_PHASE,
     NAME,
+    NOTED,
     Change,
     Checkpoint,
     RunDirectory,
@@ -83,6 +86,8 @@ class GoingOn:
     planned: int | None
     """The steps that the run was to make."""
     changes: Sequence[Change]
+    length: Sequence[Change]
+    """That it is to make others: no change that needs to be allowed."""
     left: Path | None
     """The anomaly with which the run ended, if it is to go on from before it."""
     lost: Path | None
@@ -96,7 +101,7 @@ class GoingOn:
     @property
     def told(self) -> dict[str, Any]:
         """The data of the event ``resume``."""
-        changes = [c.to_plain() for c in self.changes]
+        changes = [c.to_plain() for c in (*self.changes, *self.length)]
         return {
             "checkpoint": self.checkpoint.path.name,
             **({"changes": changes} if changes else {}),
@@ -189,12 +194,30 @@ def go_on(
     if found.step > config.max_steps or is_done:
         raise BadInput(_nothing_left(directory.path.name, found.step, config.max_steps, is_over))
     before = found.manifest["identity"]["configuration"]
-    accepted = [{"step": found.step, **c.to_plain()} for c in changes if c.is_decisive]
+    planned = before["max_steps"]
+    length = _changed_length(planned, config, found.step)
+    decisive = [c for c in (*changes, *length) if c.is_decisive]
+    accepted = [{"step": found.step, **c.to_plain()} for c in decisive]
     # The earlier ones as the checkpoint has them: whoever edits config.yaml changes no history.
     config = config.evolve(changes=(*before["changes"], *accepted))
     left = find_end(directory.checkpoints, directory.run_id, found.step + 1)
     lost = lost_since(directory.path, found.step)
-    return GoingOn(found, config, before["max_steps"], changes, left, lost)
+    return GoingOn(found, config, planned, changes, length, left, lost)
+
+
+def _changed_length(planned: int | None, config: TrainConfig, step: int) -> list[Change]:
+    """Return the change of the steps that a run is to make, if it has one.
+
+    It decides numbers if the schedule would have had other rates up to ``step``: then nobody
+    repeats the run by its configuration.
+    """
+    if planned in (None, config.max_steps):
+        return []
+    other = config.evolve(max_steps=planned)
+    steps = range(1, step + 1)
+    is_other = any(learning_rate(config, s) != learning_rate(other, s) for s in steps)
+    severity = DECIDES if is_other else NOTED
+    return [Change("configuration", "max_steps", planned, config.max_steps, severity)]
 
 
 Check = Callable[[Checkpoint, Sequence[Plugin]], None]

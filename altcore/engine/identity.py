@@ -76,6 +76,14 @@ def _add(found: Any, value: Any) -> None:
         found.update(f"{type(value).__qualname__}\n".encode())
 
 
+def digest_of_weights(model: nn.Module) -> str:
+    """Return a digest of a model's parameters and buffers, by name; those without numbers lack."""
+    found = hashlib.sha256()
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        _add(found, [name, None if nn.parameter.is_lazy(x) or x.is_meta else x])
+    return found.hexdigest()
+
+
 def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an identity that names what came from Python."""
     plugins = identity.get("plugin")

@@ -21,7 +21,7 @@ from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
 from altcore.engine.facts import facts_of
 from altcore.engine.going_on import GoingOn, check_given, go_on
-from altcore.engine.identity import identity_given, run_identity
+from altcore.engine.identity import digest_of_weights, identity_given, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import agreed_identity, check_alike, check_shares
@@ -35,6 +35,7 @@ from altcore.hook_clock import HookClock
 from altcore.log import log
 from altcore.runs import (
     ENVIRONMENT,
+    INITIAL_WEIGHTS,
     RUN_ID,
     SUMMARY,
     RunDirectory,
@@ -92,6 +93,9 @@ def _prepare(
 ) -> Engine:
     given = identity_given(model, batch, loss)
     check_alike(config, ranks, given, model, loss)
+    weights = None
+    if model is not None and held is None:
+        weights = digest_of_weights(model)  # before it is quantized
     if held is not None:
         check_given(held, given, allow_change)
     built = build(config, ranks, clock, model, batch, loss, given)
@@ -106,7 +110,7 @@ def _prepare(
     if held is None:
         opening = _begin(built, facts, on_error)
         engine = _engine(built, opening, facts, identity)
-        _write_environment(engine, built)
+        _write_environment(engine, built, weights)
         _tell_notices(built)
     else:
         going_on = go_on(held, built, identity, allow_change)
@@ -213,13 +217,14 @@ def _restore(engine: Engine, going_on: GoingOn) -> None:
     engine.saving.keep()
 
 
-def _write_environment(engine: Engine, built: Built) -> None:
+def _write_environment(engine: Engine, built: Built, weights: str | None) -> None:
     origins = {p.name: p.origin for p in built.plugins}
     about = {
         RUN_ID: engine.directory.run_id,
         **environment(built.device, origins),
         "arithmetic": arithmetic(),
         "world_size": built.ranks.world_size,
+        **({} if weights is None else {INITIAL_WEIGHTS: weights}),
         **engine.facts,
     }
     engine.directory.write_json(ENVIRONMENT, about)

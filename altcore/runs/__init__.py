@@ -27,6 +27,7 @@ from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_wri
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
+    INITIAL_WEIGHTS,
     MODULES,
     NAME,
     data_identity,
@@ -36,8 +37,10 @@ from altcore.runs.identity import (
     plugin_digest,
 )
 from altcore.runs.identity_changes import (
+    DECIDES,
     KEPT,
     NAMES,
+    NOTED,
     Change,
     about_platform,
     changed_modules,
@@ -83,7 +86,7 @@ from altcore.runs.summary import (
     has_summary,
 )
 from altcore.runs.summary import FILE as SUMMARY
-from altcore.runs.summary_text import number, summary_lines
+from altcore.runs.summary_text import change_line, number, summary_lines
 from altcore.runs.verdict import has_learned, verdict_of
 
 if TYPE_CHECKING:
@@ -144,17 +147,20 @@ __all__ = [
     "BEST",
     "CHECKPOINTS",
     "CONFIG",
+    "DECIDES",
     "ENDED",
     "ENDED_PHASE",
     "ENVIRONMENT",
     "EVALUATED",
     "EVENTS",
+    "INITIAL_WEIGHTS",
     "KEPT",
     "LATEST",
     "METRICS",
     "MODULES",
     "NAME",
     "NAMES",
+    "NOTED",
     "OWN",
     "REGULAR",
     "RUN_ID",
@@ -184,6 +190,7 @@ __all__ = [
     "as_name",
     "bring_back_environment",
     "by_merit",
+    "change_line",
     "changed_modules",
     "check_changes",
     "check_environment",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from attrs import define, field
 
 from altcore import durable
-from altcore.builtin_types import to_json
+from altcore.builtin_types import printable, to_json
 from altcore.config import TrainConfig
 from altcore.errors import BadInput, LostRecord, UnreadableFile
 from altcore.log import log
@@ -365,7 +365,13 @@ def recipe_label(config: TrainConfig) -> str:
 
 
 def write_configuration(directory: RunDirectory, config: TrainConfig) -> None:
-    """Write config.yaml, the resolved configuration that repeats this run."""
-    head = "# Repeats this run: altcore train --config config.yaml\n"
+    """Write config.yaml, the resolved configuration that repeats this run.
+
+    Its first line says what it does not repeat: that something was another before some step.
+    """
+    changed = ", ".join(f"{c['what']} after step {c['step']}" for c in config.changes)
+    told = " ".join(printable(changed).split())  # a comment is one line
+    but = f" but for what changed on the way ({told})" if told else ""
+    head = f"# Repeats this run{but}: altcore train --config config.yaml\n"
     plain = {**config.to_plain(), "name": None}
     directory.write(CONFIG, head + dump_yaml(plain))

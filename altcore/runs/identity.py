@@ -18,6 +18,8 @@ from altcore.runs.digests import contents, named_path, source_digest
 
 NAME, MODULES = "name", "modules"
 """What a model that was given is known by: the name of its class, and the kind of each module."""
+INITIAL_WEIGHTS = "initial_weights"
+"""The key of `environment.json` with the digest of the weights with which such a model came."""
 DIGITS = 12
 """Of a digest in a message."""
 

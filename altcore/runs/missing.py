@@ -5,26 +5,24 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from altcore.builtin_types import to_json
-from altcore.config import TrainConfig
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput
 from altcore.log import log
-from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS
+from altcore.runs import pointers
+from altcore.runs.directory import CHECKPOINTS, EVENTS, METRICS
 from altcore.runs.json_lines import read_lines
-from altcore.runs.kept import Kept, by_merit
 from altcore.runs.manifest import REGULAR, folder_of
 from altcore.runs.summary import ENDED, FAILED, read_summary
-from altcore.yaml_files import read_mapping
 
 BEST, LATEST = "best", "latest"
+POINTERS = {BEST: pointers.BEST, LATEST: pointers.LAST}
+"""The file that names each."""
 
 
 def missing_checkpoints(run: Path, *which: str) -> dict[str, str]:
     """Return what is wrong with a run that ended and lacks its best or latest checkpoint, by name.
 
-    Nothing is with a run that is not over, or was copied without its checkpoints. The record says
-    which were written; these two of them always stay.
+    Nothing is with a run that is not over, or was copied without its checkpoints.
 
     Args:
         run: its directory.
@@ -74,17 +72,14 @@ def _told_of(run: Path) -> dict[int, Path]:
 
 
 def _ended_with(run: Path) -> dict[str, Path]:
-    """Return the best and the latest checkpoint that a run kept when it ended."""
-    summary = read_summary(run) if (run / CHECKPOINTS).is_dir() else None
+    """Return the best and the latest checkpoint that a run kept when it ended.
+
+    Its last act of retention left the two pointers. Which checkpoint was written last, or has the
+    best evaluation in the record, says less: it may have been pruned, or written before that.
+    """
+    folder = run / CHECKPOINTS
+    summary = read_summary(run) if folder.is_dir() else None
     if summary is None or summary.status not in ENDED:
         return {}
-    config = TrainConfig.from_plain(read_mapping(run / CONFIG, "run"))
-    lines = [x for x in (summary.first_evaluation, *read_lines(run / METRICS)) if "val_loss" in x]
-    evaluations = {line["step"]: to_json(line) for line in lines}
-    written = [
-        Kept(path, {"step": step, "evaluation": evaluations.get(step)})
-        for step, path in _told_of(run).items()
-    ]
-    best = by_merit(written, config.monitor, config.direction)
-    found = {BEST: best[:1], LATEST: written[-1:]}
-    return {role: kept.path for role, one in found.items() for kept in one}
+    found = {role: pointers.pointed_at(folder, file) for role, file in POINTERS.items()}
+    return {role: folder / name for role, name in found.items() if name}

@@ -20,8 +20,8 @@ from altcore.runs.checkpoint import (
 )
 from altcore.runs.kept import Kept, by_merit, list_checkpoints
 from altcore.runs.manifest import ANOMALY, MANIFEST, REGULAR, WEIGHTS, encode_manifest, folder_of
+from altcore.runs.pointers import BEST, LAST, point_to
 
-LAST, BEST = "last", "best"
 OWN_SNAPSHOT = re.compile(r"step-\d{8,}\.pt")
 
 
@@ -86,23 +86,6 @@ def _retain(
         if kept.kind == WEIGHTS and kept.step not in {*good, *others}:
             drop(kept.path)
     _drop_snapshots(folder, [kept for kept in regular if kept not in gone])
-
-
-def point_to(folder: Path, pointer: str, name: str | None) -> None:
-    """Let the pointer file (``last`` or ``best``) name a checkpoint; None removes it."""
-    file = folder / pointer
-    if name is None:
-        durable.remove(file)
-        return
-    try:
-        is_right = durable.read_file(file) == name.encode()
-    except (OSError, UnreadableFile):
-        is_right = False
-    if not is_right:
-        if file.is_dir():
-            durable.remove(file)
-        # It may be lost with the power: whoever goes on with the run sets it again.
-        durable.replace_file(file, name.encode(), synced=False)
 
 
 def _keep_weights(kept: Kept) -> None:

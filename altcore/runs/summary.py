@@ -63,8 +63,8 @@ class Summary:
     seed: int | None = setting(None, help="the seed")
     changes: list[dict[str, Any]] = setting(
         factory=list,
-        help="what was changed by `--allow-change` when the run went on: `step`, `what`, `before`, "
-        "`now`",
+        help="what was another when the run went on: by `--allow-change`, or other steps by which "
+        "the schedule is another; `step`, `what`, `before`, `now`",
     )
     steps: int = setting(help="steps begun: batches drawn")
     max_steps: int | None = setting(None, help="steps that the run was to make")

@@ -36,7 +36,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("flushed to zero", share(summary["flushed_rate"])),
         ]
     if summary["changes"]:
-        rows.append(("changed when it went on", "; ".join(map(_change, summary["changes"]))))
+        rows.append(("changed when it went on", "; ".join(map(change_line, summary["changes"]))))
     left_out = f"; left out: {summary['left_out']}" if summary["left_out"] else ""
     shares = (
         f"{share(summary['parameter_share'])} of parameters, {share(summary['flop_share'])} of "
@@ -147,6 +147,7 @@ def _shift(shift: Mapping[str, Any]) -> str:
     return f"{', '.join(shift['from'])} -> {to} at step {shift['step']} ({shift['reason']})"
 
 
-def _change(change: Mapping[str, Any]) -> str:
+def change_line(change: Mapping[str, Any]) -> str:
+    """Return what changed when a run went on, and after which step."""
     what = Change("", change["what"], change["before"], change["now"])
     return f"{what} after step {change['step']}"

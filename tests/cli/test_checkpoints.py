@@ -1,15 +1,21 @@
 """``altcore checkpoints``: list, verify, path, export."""
 
 import json
+import math
+import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import Starter, text_file
 from helpers_cli import call
+from helpers_disks import full_disk
 from structlog.testing import capture_logs
 
 import altcore
+from altcore.errors import AltcoreError
 from altcore.runs import missing_checkpoints
 
 
@@ -109,6 +115,44 @@ def test_checkpoints_that_were_pruned_are_not_missed(tmp_path):
     assert missing_checkpoints(two, "latest") == {}
 
 
+KEYS = ("max_checkpoints", "keep_best", "checkpoint_interval", "eval_interval")
+KEPT = [(2, 0, 1, 1), (2, 1, 1, 2), (3, 2, 2, 1), (3, 0, 2, 0)]
+ENDS = ["rises", "falls", "monitor", "collapses", "not finite", "fails", "goes on"]
+
+
+def signed(split, step, micro):
+    """Return a batch; the validation split wants weights of the other sign."""
+    return torch.ones(2, 4), torch.full((2,), -1.0 if split == "val" else 1.0)
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_an_untouched_run_lacks_nothing(how, start):
+    """However few checkpoints stay, whichever evaluation is the best, and however the run ends."""
+    keys = {"learning_rate": 0.3, "max_steps": 5, "nan_patience": 1, "format": "E4M3"}
+    keys |= {"monitor": "val_loss_float32", "monitor_mode": "max"} if how == "monitor" else {}
+    calls = 0
+
+    def loss(model, given):
+        nonlocal calls
+        calls += model.training
+        value = (model(given[0])[:, 0] * (abs(given[1]) if how == "falls" else given[1])).mean()
+        if how == "fails" and calls == 4:
+            raise ValueError("as it was to")
+        if how == "not finite" and calls == 4:
+            model.bias.data.fill_(math.inf)
+        return value * math.nan if how == "collapses" and calls >= 4 else value
+
+    for number, kept in enumerate(KEPT):
+        calls, name = 0, f"r{number}"
+        with pytest.raises(AltcoreError, match="as it was to") if how == "fails" else nullcontext():
+            given = start.config(name=name, **keys, **dict(zip(KEYS, kept, strict=True)))
+            altcore.train(given, torch.nn.Linear(4, 1), signed, loss=loss)
+        if how == "goes on":
+            given = {"runs_dir": str(start.runs), "max_steps": 7}
+            altcore.train(given, torch.nn.Linear(4, 1), signed, loss=loss, resume=name)
+        assert missing_checkpoints(start.runs / name) == {}, kept
+
+
 def test_the_path_is_absolute_and_of_one_choice(runs, capsys):
     """The newest valid one unless another is asked for."""
     latest = call(capsys, "checkpoints", "path", "a", "--runs-dir", runs).out.strip()
@@ -142,3 +186,22 @@ def test_export_writes_a_file_and_never_over_one(runs, capsys, tmp_path):
     assert again.code == 2
     assert "exists" in again.err
     assert file.stat().st_size == size
+
+
+@pytest.mark.parametrize("fault", ["full", "pipe", "no folder"])
+def test_an_export_that_cannot_be_written_is_named(fault, runs, capsys, tmp_path):
+    """With the exit code of the reason; nothing is left, and a pipe is refused first."""
+    file = tmp_path / "out/w.safetensors"
+    if fault != "no folder":
+        file.parent.mkdir()
+    if fault == "pipe":
+        os.mkfifo(file)
+    with full_disk("bytes", 0) if fault == "full" else nullcontext():
+        told = call(capsys, "checkpoints", "export", "a", file, "--runs-dir", runs)
+    code, words = {
+        "full": (3, f"no space left to write {file} ("),
+        "pipe": (2, f"FILE: {file} is a pipe, and no file to write to"),
+        "no folder": (2, f"{file}: cannot be written: No such file or directory"),
+    }[fault]
+    assert (told.code, words in told.err) == (code, True), told.err
+    assert [p.is_fifo() for p in tmp_path.glob("out/*")] == [True] * (fault == "pipe")

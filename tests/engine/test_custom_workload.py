@@ -1,11 +1,14 @@
 """A model or data of the caller's own: nothing is recorded that holds of other ones."""
 
+import copy
+import json
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from attrs import define
+from helpers_cli import call
 from planted import Regression, plant
 from structlog.testing import capture_logs
 from torch import nn
@@ -14,6 +17,7 @@ import altcore
 from altcore import BadInput
 from altcore.engine import resuming
 from altcore.engine.custom_workload import CustomWorkload
+from altcore.engine.identity import digest_of_weights
 from altcore.errors import PluginError
 from altcore.runs import compare, read_lines
 
@@ -219,7 +223,8 @@ def test_other_modules_with_the_same_weights_are_refused_until_allowed(shelf, st
     """Both are named, and recorded once they are allowed; the same ones in another build go on."""
     plant(shelf, "regression")
     own = {"data": sums, "loss": passed_on}
-    config = start.config(workload="regression", name="r", format="E4M3", max_steps=2)
+    keys = {"workload": "regression", "format": "E4M3", "schedule": "constant"}
+    config = start.config(name="r", max_steps=2, **keys)
     altcore.train(config, model=Swapped(nn.ReLU()), **own)
     steps = iter(range(3, 6))
 
@@ -235,6 +240,36 @@ def test_other_modules_with_the_same_weights_are_refused_until_allowed(shelf, st
     assert change["what"] == "model"
     assert "ReLU() as 1" in change["before"]
     assert "GELU(approximate='none') as 1" in change["now"]
+
+
+def test_the_weights_with_which_a_model_came_are_compared(shelf, start, capsys):
+    """A cell of a notebook that trains one object twice; a resume may bring any weights."""
+    plant(shelf, "regression")
+    own = {"data": sums, "loss": passed_on}
+    torch.manual_seed(0)
+    model = Swapped(nn.ReLU())
+    fresh = copy.deepcopy(model)
+    for name, given in {"first": model, "second": model, "third": fresh}.items():
+        keys = {"workload": "regression", "name": name, "format": "E4M3", "max_steps": 2}
+        altcore.train(start.config(**keys), model=given, **own)
+    file = start.runs / "third/environment.json"
+    known = json.loads(file.read_text())["initial_weights"]
+    again = resuming.resumed("third", str(start.runs), max_steps=3)
+    altcore.train(again, resume="third", model=model, **own)
+    assert json.loads(file.read_text())["initial_weights"] == known
+
+    def told(*names):
+        return call(capsys, "runs", "compare", *names, "--runs-dir", start.runs).out
+
+    assert "environment do not differ; initial weights do" in told("first", "second")
+    (row,) = (x.split() for x in told("first", "third").splitlines() if x.startswith("initial"))
+    assert row == ["initial", "weights", known[:12], known[:12]]
+
+
+def test_a_model_without_numbers_is_digested_all_the_same():
+    """It is refused later, with what is wrong."""
+    for model in (nn.LazyLinear(2), nn.Linear(2, 2, device="meta")):
+        assert len(digest_of_weights(model)) == 64
 
 
 def test_a_run_that_has_no_record_of_its_modules_goes_on():

@@ -90,18 +90,22 @@ def test_a_change_is_accepted_by_name_and_recorded(start, run, capsys):
     assert [(c["what"], c["before"], c["now"]) for c in event["changes"]] == [
         ("learning_rate", 0.01, 0.02),
         ("gpt.dropout", 0.0, 0.5),
+        ("max_steps", 2, 4),
     ]
     held = yaml.safe_load((run / "config.yaml").read_text())
     assert [(c["step"], c["what"]) for c in held["changes"]] == [
         (2, "learning_rate"),
         (2, "gpt.dropout"),
+        (2, "max_steps"),
     ]
     resumed = start.resume("r", max_steps=5)
     assert resumed.steps_completed == 5
-    assert yaml.safe_load((run / "config.yaml").read_text())["changes"] == held["changes"]
-    assert resumed.summary["changes"] == held["changes"]
-    told = "did not learn; learning_rate changed after step 2; gpt.dropout changed after step 2"
-    assert resumed.summary["verdict"] == told
+    now = yaml.safe_load((run / "config.yaml").read_text())["changes"]
+    assert now[:-1] == held["changes"]
+    assert resumed.summary["changes"] == now
+    changed = ["learning_rate", "gpt.dropout", "max_steps"]
+    told = [f"{what} changed after step 2" for what in changed] + ["max_steps changed after step 4"]
+    assert resumed.summary["verdict"].split("; ") == ["did not learn", *told]
 
 
 def test_a_name_that_means_nothing_is_refused(start, run):
@@ -113,11 +117,30 @@ def test_a_name_that_means_nothing_is_refused(start, run):
 
 
 def test_more_steps_are_no_change(start, run):
-    """Nor is another checkpoint interval, which is recorded."""
+    """Nor is another checkpoint interval, which is recorded, too."""
     edit(run, checkpoint_interval=2)
     assert start.resume("r", max_steps=4).steps_completed == 4
     (event,) = events(run, "resume")
-    assert [c["what"] for c in event["changes"]] == ["checkpoint_interval"]
+    assert [c["what"] for c in event["changes"]] == ["checkpoint_interval", "max_steps"]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_other_steps_are_told_wherever_a_run_is_compared(schedule, start, capsys):
+    """The configuration says so as well, unless the schedule is the same for any steps."""
+    keys = {"schedule": schedule, "format": "E4M3"}
+    start(name="whole", max_steps=4, **keys)
+    run = start(name="r", max_steps=2, **keys).run_directory
+    made = start.resume("r", max_steps=4)
+    found = call(capsys, "runs", "compare", "whole", "r", "--runs-dir", start.runs).out
+    assert "changes on the way  -              max_steps was 2 and is 4 after step 2" in found
+    assert "configuration and environment do not differ; changes on the way do" in found
+    is_other = schedule == "cosine"
+    but = " but for what changed on the way (max_steps after step 2)" * is_other
+    head, *_ = (run / "config.yaml").read_text().splitlines()
+    assert head == f"# Repeats this run{but}: altcore train --config config.yaml"
+    assert ("max_steps changed after step 2" in made.summary["verdict"]) == is_other
+    (row,) = (line for line in found.splitlines() if line.startswith("same losses up to"))
+    assert row.endswith("step 4") != is_other
 
 
 def test_an_accepted_format_is_the_one_that_runs(start, run):
@@ -483,7 +506,7 @@ def test_the_history_of_changes_is_the_checkpoints(start, run):
     plain["changes"] = [{"step": 1, "kind": "configuration", "what": "seed", "was": 1, "is": 2}]
     path.write_text(yaml.safe_dump(plain))
     start.resume("r", max_steps=4)
-    assert yaml.safe_load(path.read_text())["changes"] == []
+    assert [c["what"] for c in yaml.safe_load(path.read_text())["changes"]] == ["max_steps"]
 
 
 def test_what_no_checkpoint_holds_cannot_be_restored(start, capsys):

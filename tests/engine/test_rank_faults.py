@@ -345,7 +345,7 @@ def test_a_run_goes_on_as_another_number_of_processes_if_that_is_allowed(tmp_pat
     for name, before, now in (("one", 1, 2), ("two", 2, 1)):
         run = start.runs / name
         (event,) = events(run, "resume")
-        (change,) = event["changes"]
+        change, _ = event["changes"]  # and the steps
         assert (change["what"], change["before"], change["now"]) == ("world_size", before, now)
         held = yaml.safe_load((run / "config.yaml").read_text())["changes"]
         assert [(c["step"], c["what"]) for c in held] == [(2, "world_size")]
