@@ -93,7 +93,8 @@ def attributes(
     modules = {place: x for place, x in owners.items() if isinstance(x, nn.Module)}
     for place, module in modules.items():
         found[f"the class of {place}"] = fingerprint(type(module))
-    found |= _attributes_of_classes(modules.values(), own)
+        found |= _attributes_of_tensors(place, module, own)
+    found |= _attributes_of_classes(owners.values(), own)
     return {label: known for label, known in found.items() if known}
 
 
@@ -131,6 +132,18 @@ def attributes_of_others(
     }
     found |= _attributes_of_classes(hiding.values(), own)
     return {label: known for label, known in found.items() if known}
+
+
+def _attributes_of_tensors(place: str, module: nn.Module, own: Set[int]) -> dict[str, Fingerprint]:
+    """Return what hangs on a module's parameters and buffers, such as ``p.ema``."""
+    kinds = (("parameter", module.named_parameters), ("buffer", module.named_buffers))
+    return {
+        f"{key} of {kind} {name} of {place}": fingerprint(value, own)
+        for kind, named in kinds
+        for name, tensor in named(recurse=False)
+        for key, value in vars(tensor).items()
+        if not (key.startswith("_dynamo") or is_no_state(key, tensor))  # torch.compile's own
+    }
 
 
 def _attributes_of_classes(owners: Iterable[Any], own: Set[int]) -> dict[str, Fingerprint]:

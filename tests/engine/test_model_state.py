@@ -158,8 +158,8 @@ def test_a_buffer_of_another_model_is_not_taken(start):
         altcore.train(config.evolve(max_steps=4), model=other, resume="r")
 
 
-def as_built(model):
-    return AsBuilt({MODEL: model}, {OPTIMIZER: torch.optim.SGD(model.parameters(), lr=0.1)})
+def as_built(model, optimizer=torch.optim.SGD):
+    return AsBuilt({MODEL: model}, {OPTIMIZER: optimizer(model.parameters(), lr=0.1)})
 
 
 def test_only_buffers_that_changed_since_the_build_are_told():
@@ -543,6 +543,36 @@ class Remembering(Bytes):
             self.python.random()
             self.numpy.random()
         return super().forward(ids)
+
+
+def test_state_in_attributes_of_tensors_is_told():
+    """As where a momentum is kept with its parameter."""
+    model = Bytes()
+    model.register_buffer("mask", torch.ones(1))
+    built = as_built(model)
+    model.head.weight.momentum, model.mask.seen = torch.ones(1), 1
+    model.head.weight._dynamo_static_input_type = "unguarded"
+    assert built.hidden() == [
+        "seen of buffer mask of the model",
+        "momentum of parameter weight of module head",
+    ]
+    model.head.weight.not_state = model.mask.not_state = ("momentum", "seen")
+    assert built.hidden() == []
+
+
+def test_state_in_the_class_of_an_optimizer_is_told():
+    class Counting(torch.optim.SGD):
+        steps = 0
+
+        def step(self, closure=None):
+            type(self).steps += 1
+            return super().step(closure)
+
+    model = Bytes()
+    built = as_built(model, Counting)
+    assert built.hidden() == []
+    built.optimizers[OPTIMIZER].step()
+    assert built.hidden() == ["steps of class Counting"]
 
 
 def test_state_in_attributes_of_the_model_is_told(start):
