@@ -74,10 +74,18 @@ class Change:
         """Whether it needs to be allowed by name."""
         return self.severity == DECIDES
 
+    def is_among(self, allowed: Iterable[str]) -> bool:
+        """Whether it is allowed by its name or its kind; dashes are as good as underscores."""
+        return not {*map(_spelled, (self.kind, self.what))}.isdisjoint(map(_spelled, allowed))
+
     def to_plain(self) -> dict[str, Any]:
         """Return it as events and the configuration hold it."""
         plain: dict[str, Any] = to_json(asdict(self))
         return plain
+
+
+def _spelled(name: str) -> str:
+    return name.replace("-", "_")
 
 
 # Comparing ---------------------------------------------------------------------------------------
@@ -262,7 +270,7 @@ def check_changes(
     """
     known = {*KINDS, "platform", *(c.what for c in changes)}
     for name in allowed:
-        if name not in known:
+        if _spelled(name) not in map(_spelled, known):
             raise BadInput(
                 f"{shown(name)} did not change",
                 key="--allow-change",
@@ -270,11 +278,11 @@ def check_changes(
                 hint=f"it takes {', '.join(KINDS)}, or a key that changed",
             )
     grave = (DECIDES, BITS) if strict else (DECIDES,)
-    refused = [c for c in changes if c.severity in grave and not {c.kind, c.what} & {*allowed}]
+    refused = [c for c in changes if c.severity in grave and not c.is_among(allowed)]
     if refused:
         told = "; ".join(map(str, refused[:MOST_TOLD]))
         more = f"; and {len(refused) - MOST_TOLD} more" if len(refused) > MOST_TOLD else ""
-        names = dict.fromkeys(c.kind for c in refused)
+        names = dict.fromkeys([*allowed, *(c.kind for c in refused)])
         hint = f"{' '.join(f'--allow-change {n}' for n in names)} goes on all the same"
         if is_edited(refused):
             hint += f", and altcore runs restore {run} brings its config.yaml back"

@@ -74,8 +74,8 @@ def test_a_configuration_edited_by_hand_is_refused(case, start, run):
 
 
 def test_a_change_is_accepted_by_name_and_recorded(start, run, capsys):
-    """As a kind or as one key; in the event, the configuration, and later checkpoints."""
-    edit(run, learning_rate=0.02, gpt__dropout=0.5)
+    """As a kind, a key or a plugin; in the event, the configuration, and later checkpoints."""
+    edit(run, learning_rate=0.02, gpt__dropout=0.5, plugins=["spike-guard"])
     with pytest.raises(BadInput, match=r"gpt\.dropout was 0\.0"):
         altcore.train(
             resuming.resumed("r", str(start.runs), max_steps=4),
@@ -83,11 +83,12 @@ def test_a_change_is_accepted_by_name_and_recorded(start, run, capsys):
             allow_change=["learning_rate"],
         )
     arguments = ("--resume", "r", "--steps", "4", "--set", f"runs_dir={start.runs}")
-    found = call(capsys, "train", *arguments, "--allow-change", "learning_rate gpt.dropout")
+    names = "learning-rate gpt.dropout spike-guard"
+    found = call(capsys, "train", *arguments, "--allow-change", names)
     assert found.code == 0, found.err
     assert "learning_rate was 0.01 and is 0.02" in found.err
     (event,) = events(run, "resume")
-    assert [(c["what"], c["before"], c["now"]) for c in event["changes"]] == [
+    assert [(c["what"], c["before"], c["now"]) for c in event["changes"][:2]] == [
         ("learning_rate", 0.01, 0.02),
         ("gpt.dropout", 0.0, 0.5),
     ]
@@ -95,13 +96,14 @@ def test_a_change_is_accepted_by_name_and_recorded(start, run, capsys):
     assert [(c["step"], c["what"]) for c in held["changes"]] == [
         (2, "learning_rate"),
         (2, "gpt.dropout"),
+        (2, "spike-guard"),
     ]
     resumed = start.resume("r", max_steps=5)
     assert resumed.steps_completed == 5
     assert yaml.safe_load((run / "config.yaml").read_text())["changes"] == held["changes"]
     assert resumed.summary["changes"] == held["changes"]
-    told = "did not learn; learning_rate changed after step 2; gpt.dropout changed after step 2"
-    assert resumed.summary["verdict"] == told
+    told = "".join(f"; {c['what']} changed after step 2" for c in held["changes"])
+    assert resumed.summary["verdict"] == f"did not learn{told}"
 
 
 def test_a_name_that_means_nothing_is_refused(start, run):
