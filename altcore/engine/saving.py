@@ -36,10 +36,12 @@ from altcore.runs import (
     RunDirectory,
     folder_of,
     is_checkpoint,
+    named_files,
     retain,
     save_checkpoint,
     save_snapshot,
     stamps,
+    stamps_of_files,
     update_manifest,
 )
 
@@ -84,9 +86,9 @@ class Saving:
     """What the workload's files were known by when the run was built."""
 
     def __attrs_post_init__(self) -> None:
-        config, paths = self.state.run.config, self.identity.get("paths", ())
-        given = self.identity.get("configuration", {}).get("settings", {}).get(config.workload, {})
-        self.data = stamps(v for k, v in given.items() if f"{config.workload}.{k}" in paths)
+        workload, surely = self.state.run.config.workload, self.identity.get("paths", ())
+        given = self.identity.get("configuration", {}).get("settings", {}).get(workload, {})
+        self.data = stamps_of_files(named_files({workload: given}, surely))
 
     def note_start(self) -> None:
         """Note what run_start has made of model and plugins: it does so again in a resume."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import asdict, frozen
@@ -14,7 +14,8 @@ from attrs import asdict, frozen
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest, shown
 from altcore.recipes import some
-from altcore.runs.identity import DIGITS, MODULES, NAME, by_owner
+from altcore.runs.files_in_settings import by_owner, leaves
+from altcore.runs.identity import DIGITS, MODULES, NAME
 
 KINDS = ("configuration", "data", "format", "recipe", "plugin", "world_size")
 """What may not change unless ``--allow-change`` names it."""
@@ -122,14 +123,21 @@ of the plugins in their order."""
 
 def _configuration(before: Any, now: Any) -> list[Change]:
     paths = set(_get(before, _PATHS) or ()) & set(_get(now, _PATHS) or ())
-    severities = {**dict.fromkeys(paths, NOTED), **dict.fromkeys(KEPT, NOTED)}
     # Of a plugin that only one of them has, the settings are not told one by one.
     others = {*(_get(before, _OWNERS) or ())} ^ {*(_get(now, _OWNERS) or ())}
     return [
-        Change("configuration", key, old, new, severities.get(key, DECIDES))
+        Change("configuration", key, old, new, _severity(key, old, new, paths))
         for key, old, new in _differences(before, now)
         if isinstance(key, str) and key.partition(".")[0] not in others
     ]
+
+
+def _severity(key: str, before: Any, now: Any, paths: Container[str]) -> str:
+    """Return that of another value: files elsewhere are known by what they hold."""
+    old, new = dict(leaves(key, before)), dict(leaves(key, now))
+    differ = {place for place, *_ in _differences(old, new)}
+    is_moved = bool(differ) and all(place in paths for place in differ)
+    return NOTED if is_moved or key in KEPT else DECIDES
 
 
 def _data(before: Any, now: Any) -> list[Change]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,7 @@ from altcore import BadInput, hookimpl
 from altcore.config import load_config
 from altcore.engine import identity, resuming, setup
 from altcore.hooks import setting
-from altcore.runs import checkpoint, compare, contents
-from altcore.runs import digests as digests_of
+from altcore.runs import checkpoint, compare, source
 
 
 @pytest.fixture
@@ -266,6 +266,8 @@ def look(step):
         """Acts on nothing."""
 
         table: str = setting("", help="a file")
+        tables: list[Path] = setting(factory=list, help="files")
+        by_split: dict[str, list[str]] = setting(factory=dict, help="files")
 
         @hookimpl
         def pre_step(self, run, step):
@@ -274,14 +276,26 @@ def look(step):
     return Look
 
 
-def test_another_file_of_a_plugin_is_refused(start, shelf, tmp_path):
-    """A setting that names a file stands for what it holds."""
+def test_another_file_of_a_plugin_is_refused(start, shelf, tmp_path, monkeypatch):
+    """A setting that names files, at any depth, stands for what they hold, wherever they lie."""
     shelf.install("intervention", "look", look(1))
-    table = tmp_path / "table.txt"
-    table.write_text("one")
-    run = start(["look"], name="r", max_steps=2, look__table=str(table)).run_directory
-    table.write_text("two")
-    refused(start, run, "look.table was ", "--allow-change data")
+    monkeypatch.chdir(tmp_path)  # a path may be a bare word, where its type says that it is one
+    tables = [tmp_path / name for name in "abcd"]
+    for table in tables:
+        table.write_text("one")
+    a, b, c, d = map(str, tables)
+    keys = {"look__table": a, "look__tables": ["b", c], "look__by_split": {"train": [d]}}
+    run = start(["look"], name="r", max_steps=2, **keys).run_directory
+    places = ("look.table", "look.tables[0]", "look.tables[1]", "look.by_split.train[0]")
+    for table, place in zip(tables, places, strict=True):
+        table.write_text("two")
+        refused(start, run, f"{place} was ", "--allow-change data")
+        table.write_text("one")
+    tables[1].rename(tmp_path / "moved")
+    edit(run, look__tables=[str(tmp_path / "moved"), c])
+    assert start.resume("r", max_steps=4).steps_completed == 4
+    edit(run, look__tables=[c])
+    refused(start, run, "look.tables was ", "--allow-change configuration")
 
 
 def test_another_source_of_a_plugin_is_refused_and_one_that_moved_is_told(
@@ -317,7 +331,7 @@ def test_another_source_of_a_plugin_is_refused_and_one_that_moved_is_told(
     use(site / "three")
     assert start.resume("r", max_steps=4).steps_completed == 4
     (site / "three" / "acme_act.py").unlink()
-    digests_of._source.cache_clear()
+    source._source.cache_clear()
     with pytest.raises(
         BadInput, match=r"^intervention act: .*acme_act\.py cannot be read: No such"
     ):
@@ -383,17 +397,6 @@ def test_the_order_of_keys_in_a_manifest_is_no_order_of_plugins(run):
         for order in (names, names[::-1])
     )
     assert [change.what for change in compare(one, other)] == ["the order of plugins"]
-
-
-def test_a_large_file_is_known_by_its_size_and_samples(tmp_path, monkeypatch):
-    """The ends are among the samples."""
-    monkeypatch.setattr("altcore.runs.digests.BLOCK", 4)
-    path = tmp_path / "large"
-    path.write_bytes(bytes(1000))
-    first = contents(path)
-    for change in (bytes(999), b"\1" + bytes(999), bytes(999) + b"\1"):
-        path.write_bytes(change)
-        assert contents(path) != first
 
 
 def test_from_python_a_run_goes_on_with_its_own_configuration(start, run, monkeypatch):

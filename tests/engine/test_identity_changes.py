@@ -14,7 +14,7 @@ from helpers import Starter, forget_installed, text_file
 from altcore import BadInput
 from altcore.engine import changed_formats, setup
 from altcore.engine.resuming import resumed
-from altcore.runs import Checkpoint, compare, digests, identity
+from altcore.runs import Checkpoint, compare, identity, source
 
 NAMES = ("rollback", "spike-guard")
 KEYS = {
@@ -54,7 +54,7 @@ def install(site, *, version="1.0", codes=CODES, ties="even", rest=""):
     (site / "acme.py").write_text(ACME.format(codes=codes, ties=ties) + rest)
     sys.modules.pop("acme", None)
     sys.path_importer_cache.clear()
-    digests._source.cache_clear()  # a process reads what it has imported once
+    source._source.cache_clear()  # a process reads what it has imported once
     forget_installed()
 
 
