@@ -30,6 +30,7 @@ from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lin
 from altcore.runs.identity import (
     MODULES,
     NAME,
+    UNKNOWN,
     data_identity,
     identity_of,
     platform_of,
@@ -166,6 +167,7 @@ __all__ = [
     "TRAINED",
     "TRAINING",
     "UNFINISHED",
+    "UNKNOWN",
     "VALUE",
     "WEIGHTS",
     "WEIGHTS_FILE",

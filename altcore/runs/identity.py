@@ -19,6 +19,8 @@ from altcore.runs.source import source_digest
 
 NAME, MODULES = "name", "modules"
 """What a model that was given is known by: the name of its class, and the kind of each module."""
+UNKNOWN = "unknown"
+"""Of the data: the parts of the first batch that have no digest."""
 DIGITS = 12
 """Of a digest in a message."""
 

@@ -15,7 +15,7 @@ from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest, shown
 from altcore.recipes import some
 from altcore.runs.files_in_settings import by_owner, leaves
-from altcore.runs.identity import DIGITS, MODULES, NAME
+from altcore.runs.identity import DIGITS, MODULES, NAME, UNKNOWN
 
 KINDS = ("configuration", "data", "format", "recipe", "plugin", "world_size")
 """What may not change unless ``--allow-change`` names it."""
@@ -144,7 +144,7 @@ def _data(before: Any, now: Any) -> list[Change]:
     return [
         Change("data", "data" if key == "sha256" else key, old, new)
         for key, old, new in _differences(before, now)
-        if key != "of"
+        if key not in ("of", UNKNOWN)
     ]
 
 

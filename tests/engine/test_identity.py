@@ -1,6 +1,5 @@
 """A run goes on as the run that it was: each change is refused by name, allowed, or told."""
 
-import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from structlog.testing import capture_logs
 import altcore
 from altcore import BadInput, hookimpl
 from altcore.config import load_config
-from altcore.engine import identity, resuming, setup
+from altcore.engine import resuming, setup
 from altcore.hooks import setting
 from altcore.runs import checkpoint, compare, source
 
@@ -215,46 +214,43 @@ def test_other_data_are_refused_and_data_that_moved_are_not(start, tmp_path):
     assert altcore.train(config, resume="r", allow_change=["data"]).steps_completed == 5
 
 
-def batches(seed):
+def batches(seed, form):
     """Return the batches of a caller, which no workload can digest."""
 
     def batch(split, step, micro):
         draw = torch.Generator().manual_seed(seed + step)
-        tokens = torch.randint(0, 200, (2, 9), generator=draw)
-        return tokens[:, :-1], tokens[:, 1:]
+        return form(torch.randint(0, 200, (2, 9), generator=draw))
 
     return batch
 
 
-def test_batches_given_from_python_are_known_by_the_first(start):
+def pairs(tokens):
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+class Tokens(tuple):
+    """A batch with a part that nobody can digest."""
+
+    def __new__(cls, tokens):
+        made = super().__new__(cls, pairs(tokens))
+        made.source = (x for x in tokens)
+        return made
+
+
+@pytest.mark.parametrize("form", [pairs, Tokens])
+def test_batches_given_from_python_are_known_by_the_first(form, start):
     """Other ones are refused, and so is the workload's own data in their place."""
     config = start.config(name="r", max_steps=2)
-    altcore.train(config, data=batches(1))
+    altcore.train(config, data=batches(1, form))
     again = resuming.resumed("r", str(start.runs), max_steps=4)
     with pytest.raises(BadInput, match="data was "):
-        altcore.train(again, data=batches(2), resume="r")
+        altcore.train(again, data=batches(2, form), resume="r")
     with pytest.raises(BadInput, match=r"trained data of your own, .*batch, given from Python"):
         altcore.train(again, resume="r")
-    assert altcore.train(again, data=batches(1), resume="r").steps_completed == 4
-
-
-def test_batches_are_hashed_whatever_they_hold():
-    """Tensors of any type, views and empty ones."""
-    digests = set()
-    for value in (
-        torch.arange(6).view(2, 3).T,
-        torch.arange(6).view(3, 2),
-        torch.empty(0),
-        torch.tensor(1.5, dtype=torch.bfloat16),
-        torch.tensor([True]),
-        {"a": torch.ones(1)},
-        torch.ones(3).to_sparse(),
-        [torch.ones(1), "x", None],
-    ):
-        found = hashlib.sha256()
-        identity._add(found, value)
-        digests.add(found.hexdigest())
-    assert len(digests) == 8
+    assert altcore.train(again, data=batches(1, form), resume="r").steps_completed == 4
+    told = "of the data, batch.source (generator) cannot be digested: a resume does not notice"
+    said = [e["message"] for e in events(start.runs / "r", "warning")]
+    assert any(x.startswith(told) for x in said) == (form is Tokens)
 
 
 # ---------------------------------------------------------------------------------------- plugins
@@ -283,7 +279,7 @@ def test_another_file_of_a_plugin_is_refused(start, shelf, tmp_path, monkeypatch
     tables = [tmp_path / name for name in "abcd"]
     for table in tables:
         table.write_text("one")
-    a, b, c, d = map(str, tables)
+    a, _, c, d = map(str, tables)
     keys = {"look__table": a, "look__tables": ["b", c], "look__by_split": {"train": [d]}}
     run = start(["look"], name="r", max_steps=2, **keys).run_directory
     places = ("look.table", "look.tables[0]", "look.tables[1]", "look.by_split.train[0]")
