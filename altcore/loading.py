@@ -193,7 +193,10 @@ def _warn_of_other_data(
     """Warn if the data are not those that the run had: a loss is then another, too."""
     name, recorded = config.workload, found.manifest["identity"].get("data")
     known_by = data_of(workload, device, is_given)
-    now = data_identity({name: config.settings.get(name, {})}, name, known_by)
+    identity = found.manifest["identity"]
+    of_run = identity.get("configuration", {}).get("settings", {}).get(name, {})
+    settings = {name: {**of_run, **config.settings.get(name, {})}}  # with the defaults
+    now = data_identity(settings, name, known_by, identity.get("paths", ()))
     for change in compare({"data": recorded}, {"data": now}) if recorded else ():
         # Files of plugins are nothing to a model that is evaluated.
         if change.what == "data" or change.what.startswith(f"{name}."):

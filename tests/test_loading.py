@@ -9,13 +9,15 @@ from functools import partial
 import pytest
 import torch
 import yaml
+from attrs import define, evolve
 from helpers import Starter, text_file
 from helpers_cli import call
+from helpers_epochs import Points
 from safetensors import safe_open
 from structlog.testing import capture_logs
 
 import altcore
-from altcore import BadInput, loading
+from altcore import BadInput, loading, setting
 from altcore.errors import InvalidCheckpoint
 from altcore_workloads.gpt import Gpt
 
@@ -130,6 +132,27 @@ def test_other_data_than_the_run_had_are_named(start, tmp_path):
     alone, own = torch.load(file)["model"], loaded.model.state_dict()
     assert alone.keys() == own.keys()
     assert all(torch.equal(alone[key], own[key]) for key in own)
+
+
+def test_files_that_are_a_workloads_defaults_are_compared(start, shelf, tmp_path):
+    """The run's configuration does not name them, and its checkpoint does."""
+    file = tmp_path / "points"
+    file.write_text("one")
+
+    @define(eq=False)
+    class Filed(Points):
+        files: list[str] = setting(factory=lambda: [str(file)], help="files")
+
+        def build(self, seed, device):
+            return evolve(super().build(seed, device), facts={"numbers": 20})
+
+    shelf.install("workload", "filed", Filed)
+    altcore.train(start.config(workload="filed", name="filed", max_steps=1))
+    for text, places in (("one", []), ("two", ["filed.files[0]"])):
+        file.write_text(text)
+        with capture_logs() as logs:
+            altcore.load("filed", "latest", runs_dir=start.runs)
+        assert [x["what"] for x in logs if x["event"].startswith("the data were")] == places
 
 
 def sums(split, step, micro):

@@ -113,7 +113,7 @@ def train(
     if resume is not None:
         others = {"--plugin": plugins, "--config": file, "--no-plugin": without}
         refused = [flag for flag, given in others.items() if given]
-        accepted = [a.replace("-", "_") for a in names(allowed, "--allow-change")]
+        accepted = names(allowed, "--allow-change")
         config, sources = _resumed(resume, overrides, refused, bool(accepted))
     elif allowed:
         raise BadInput("--allow-change is for a run that goes on: it needs --resume")

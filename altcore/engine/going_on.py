@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.building import Built
+from altcore.engine.changed_formats import identities, take_new_values, usable_snapshots
 from altcore.engine.identity import given_in
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.loop import Engine
@@ -64,7 +65,7 @@ def check_given(directory: RunDirectory, given: Mapping[str, Any], allowed: Sequ
     before = given_in(identity_in(directory.path))
     old, new = ({k: {NAME: v.get(NAME)} for k, v in x.items()} for x in (before, given))
     changes = compare({"plugin": old}, {"plugin": new})
-    refused = [c for c in changes if not {c.kind, c.what} & {*allowed}]
+    refused = [c for c in changes if not c.is_among(allowed)]
     for change in refused:
         if change.now is None:
             named, it = ("data", "them") if change.what == "data" else (f"a {change.what}", "it")
@@ -125,7 +126,7 @@ class GoingOn:
         """Restore the state; what was allowed to change is as it is now."""
         run = engine.run
         built = [dict(group) for group in run.optimizer.param_groups]
-        engine.resume(self.checkpoint)
+        engine.resume(evolve(self.checkpoint, snapshots=usable_snapshots(self.checkpoint)))
         if self.checkpoint.state is None:  # all was built as it is to be
             return
         accepted = [c for c in self.changes if c.is_decisive]
@@ -154,7 +155,7 @@ def go_on(
 
     def check(found: Checkpoint, plugins: Sequence[Plugin]) -> None:
         check_run_id(found.path, found.manifest, directory.run_id)
-        changes[:] = compare(found.manifest["identity"], identity)
+        changes[:] = compare(*identities(found, identity))
         name = directory.path.name
         try:
             edited = partial(is_edited, directory.path)
@@ -168,9 +169,10 @@ def go_on(
         check_own_model(found)
         try:
             if found.state is not None:
+                take_new_values(found.state, built.quantization)
                 check_state(found.state, built, is_healthy=found.kind != ANOMALY)
                 check_plugin_states(found.state, plugins)
-            for snapshot in found.snapshots:
+            for snapshot in usable_snapshots(found):
                 forms = (found.state or {}).get("buffer_forms", {})
                 state = {**snapshot, "model": snapshot.get("weights"), "buffer_forms": forms}
                 check_weights_and_moments(state, built)

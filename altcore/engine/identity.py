@@ -5,24 +5,25 @@ The identity as data, and its comparison, are in `altcore.runs`.
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from altcore.engine.arithmetic import platform_on
+from altcore.engine.batch_digests import batch_digest
 from altcore.engine.building import Built
 from altcore.engine.module_kinds import kinds_of
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state import Workload
-from altcore.recipes import formats_in
-from altcore.runs import MODULES, NAME, identity_of
+from altcore.recipes import formats_in, some
+from altcore.runs import MODULES, NAME, UNKNOWN, identity_of
 
 DIGEST = "sha256"
 """The fact of a workload that digests its data."""
+MOST_NAMED = 8
+"""Parts of a batch without a digest that a manifest names."""
 
 
 def run_identity(built: Built) -> dict[str, Any]:
@@ -49,39 +50,28 @@ def data_of(workload: Workload, device: torch.device, is_given: bool) -> dict[st
         return {"sha256": own, "of": "workload"}
     random = random_state(device)
     try:
-        batch = workload.batch("train", 1, 0)
+        digest, unknown = batch_digest(workload.batch("train", 1, 0))
     finally:
         set_random_state(random, device)
-    found = hashlib.sha256()
-    _add(found, batch)
-    return {"sha256": found.hexdigest(), "of": "first batch"}
+    # A large batch may have very many; the warning names few.
+    about = {UNKNOWN: unknown[:MOST_NAMED]} if unknown else {}
+    return {"sha256": digest, "of": "first batch", **about}
 
 
-def _add(found: Any, value: Any) -> None:
-    """Add tensors, numbers and text at any depth of lists and mappings to a digest."""
-    if isinstance(value, Tensor):
-        plain = value.detach().cpu().to_dense().contiguous()
-        found.update(f"{plain.dtype} {tuple(plain.shape)}\n".encode())
-        # Without numpy, which need not be installed, this is how bytes come out of a tensor.
-        found.update(ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.numel() else b"")
-    elif isinstance(value, Mapping):
-        _add(found, [part for item in value.items() for part in item])
-    elif isinstance(value, list | tuple):
-        found.update(f"{len(value)} parts\n".encode())
-        for part in value:
-            _add(found, part)
-    elif isinstance(value, str | int | float | bytes | bool | None):
-        found.update(f"{value!r}\n".encode())
-    else:
-        found.update(f"{type(value).__qualname__}\n".encode())
+def about_unknown(identity: Mapping[str, Any]) -> list[str]:
+    """Return the lines that tell what a resume cannot compare."""
+    parts = identity["data"].get(UNKNOWN)
+    blind = "a resume does not notice if it changed"
+    return [f"of the data, {some(parts, 3)} cannot be digested: {blind}"] if parts else []
 
 
 def digest_of_weights(model: nn.Module) -> str:
     """Return a digest of a model's parameters and buffers, by name; those without numbers lack."""
-    found = hashlib.sha256()
-    for name, x in (*model.named_parameters(), *model.named_buffers()):
-        _add(found, [name, None if nn.parameter.is_lazy(x) or x.is_meta else x])
-    return found.hexdigest()
+    named = (*model.named_parameters(), *model.named_buffers())
+    digest, _ = batch_digest(
+        {name: None if nn.parameter.is_lazy(x) or x.is_meta else x for name, x in named}
+    )
+    return digest
 
 
 def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:

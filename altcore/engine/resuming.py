@@ -49,7 +49,9 @@ def resumed_with_sources(
         if not isinstance(settings, dict) or not isinstance(settings.get(owner, {}), dict):
             break  # which is refused below
         given["settings"] = {**settings, owner: {**settings.get(owner, {}), setting: value}}
-    made = TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
+    # Formats whose values are others now are changes as all others are: `prepare` names them all.
+    kept = {**plain, **given, "runs_dir": runs_dir, "format_digests": {}}
+    made = TrainConfig.from_plain(kept, sources)
     return made, {key: source for key, source in sources.items() if key not in changes}
 
 

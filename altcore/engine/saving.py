@@ -38,10 +38,12 @@ from altcore.runs import (
     RunDirectory,
     folder_of,
     is_checkpoint,
+    named_files,
     retain,
     save_checkpoint,
     save_snapshot,
     stamps,
+    stamps_of_files,
     update_manifest,
 )
 
@@ -88,9 +90,9 @@ class Saving:
 
     def __attrs_post_init__(self) -> None:
         self.hooks = self.state.built.hooks
-        config, paths = self.state.run.config, self.identity.get("paths", ())
-        given = self.identity.get("configuration", {}).get("settings", {}).get(config.workload, {})
-        self.data = stamps(v for k, v in given.items() if f"{config.workload}.{k}" in paths)
+        workload, surely = self.state.run.config.workload, self.identity.get("paths", ())
+        given = self.identity.get("configuration", {}).get("settings", {}).get(workload, {})
+        self.data = stamps_of_files(named_files({workload: given}, surely))
 
     def note_start(self) -> None:
         """Note what run_start has made of model and plugins: it does so again in a resume."""

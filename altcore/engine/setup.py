@@ -21,7 +21,12 @@ from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
 from altcore.engine.facts import facts_of
 from altcore.engine.going_on import GoingOn, check_given, go_on
-from altcore.engine.identity import digest_of_weights, identity_given, run_identity
+from altcore.engine.identity import (
+    about_unknown,
+    digest_of_weights,
+    identity_given,
+    run_identity,
+)
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import agreed_identity, check_alike, check_shares
@@ -177,7 +182,7 @@ def _engine(
         epoch=built.epoch,
     )
     remarks = about_recipe(built.config, quantization)
-    remarks += about_optimizer(built.optimizer, built.model)
+    remarks += [*about_optimizer(built.optimizer, built.model), *about_unknown(identity)]
     remarks += [*about_thread(), *about_warmup(built.config), *opening.remarks]
     for remark in remarks if ranks.rank == 0 else ():
         log.warning(remark)

@@ -44,7 +44,7 @@ class Trained(Protocol):
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
+def readable() -> Iterator[None]:
     """Take whatever an object of another form than a state raises for an invalid checkpoint."""
     try:
         yield
@@ -63,7 +63,7 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
         InvalidCheckpoint: naming what is wrong.
         BadInput: if a format in it is another than it was.
     """
-    with _readable():
+    with readable():
         check_weights_and_moments(state, built, is_healthy=is_healthy)
         moments = (state["optimizer"], built.optimizer, parameter_names({MODEL: built.model}))
         check_layout(state["optimizer_layout"], *moments)
@@ -100,7 +100,7 @@ def check_weights_and_moments(
     state: Mapping[str, Any], built: Trained, *, is_healthy: bool = True
 ) -> None:
     """Check model, quantization and optimizer of a checkpoint or a snapshot."""
-    with _readable():
+    with readable():
         check = check_weights if is_healthy else check_tensors
         check(state, built.model)
         about = (state["quantization"], state["model"])
@@ -144,7 +144,7 @@ def numbers_of(model: nn.Module) -> list[str]:
 
 def check_tensors(state: Mapping[str, Any], model: nn.Module) -> None:
     """Check names, shapes and types of a model in a state; buffers may have others since."""
-    with _readable():
+    with readable():
         _check_tensors(state, model)
 
 

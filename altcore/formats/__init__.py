@@ -10,6 +10,7 @@ from altcore.formats.floats import FloatFormat, Specials, float_format
 from altcore.formats.lookup import origins_recorded
 from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_plain
 from altcore.formats.records import (
+    changed_digests,
     check_digests,
     check_names,
     digests_of,
@@ -42,6 +43,7 @@ __all__ = [
     "Stochastic",
     "TableFormat",
     "Ties",
+    "changed_digests",
     "check_digests",
     "check_names",
     "code_format",

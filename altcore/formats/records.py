@@ -58,16 +58,21 @@ def check_digests(recorded: Mapping[str, str]) -> None:
 
     Formats that are not installed are passed by: whoever needs them says so.
     """
-    for name, digest in recorded.items():
-        if (now := _installed(name)) and now != digest:
-            raise BadInput(
-                f"format {name}: the values or rules that {origin_of(name)} gives it are not "
-                f"those of the record (digest {now[:12]}, recorded {digest[:12]}): install the "
-                "recorded version, or remove the name from format_digests to start a new run with "
-                "today's values",
-                key="format_digests",
-                item=name,
-            )
+    for name, now in changed_digests(recorded).items():
+        raise BadInput(
+            f"format {name}: the values or rules that {origin_of(name)} gives it are not "
+            f"those of the record (digest {now[:12]}, recorded {recorded[name][:12]}): install the "
+            "recorded version, or remove the name from format_digests to start a new run with "
+            "today's values",
+            key="format_digests",
+            item=name,
+        )
+
+
+def changed_digests(recorded: Mapping[str, str]) -> dict[str, str]:
+    """Return today's digests of the installed formats that are others than was recorded."""
+    now = {name: _installed(name) for name in recorded}
+    return {name: own for name, own in now.items() if own and own != recorded[name]}
 
 
 def _is_installed(fmt: AnyFormat) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from altcore.numerics import Rule, fake_round
 from altcore.quantization.discovery import unique_matrices
 from altcore.quantization.optimizer import moment_name
 from altcore.quantization.quantization import Quantization
-from altcore.recipes import Cast, resolved_from_plain
+from altcore.recipes import Cast, ResolvedRecipe, resolved_from_plain
 
 
 def check_quantization_state(
@@ -83,6 +83,26 @@ def check_moments(
                 _check_moment(name, value, torch.as_tensor(scales.pop(name)), cast)
     if scales:
         raise InvalidCheckpoint(f"{next(iter(scales))} has a scale, and is no moment")
+
+
+def unstored(
+    q: Quantization, plan: ResolvedRecipe, formats: Container[str]
+) -> tuple[dict[str, dict[str, Cast | None]], set[str]]:
+    """Return a plan without stored weights in some formats, and the full names of these weights.
+
+    Args:
+        q: the quantization as it was built.
+        plan: of its layers.
+        formats: by name.
+    """
+    made = {
+        layer: {
+            o: None if c and o == STORED and c.format.name in formats else c
+            for o, c in casts.items()
+        }
+        for layer, casts in plan.items()
+    }
+    return made, {full for name, full, _ in unique_matrices(q.model) if made[name] != plan[name]}
 
 
 STORED, MOMENTS = "stored_weight", "optimizer_state"

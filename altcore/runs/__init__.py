@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from altcore.builtin_types import to_json
 from altcore.durable import no_space_named, replace_text
 from altcore.runs.as_left import altered, lines_of, warn_of_altered
-from altcore.runs.digests import contents, source_digest, stamps
+from altcore.runs.digests import contents, stamps
 from altcore.runs.directory import (
     CHECKPOINTS,
     CONFIG,
@@ -25,14 +25,15 @@ from altcore.runs.directory import (
 )
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
+from altcore.runs.files_in_settings import file_digests, named_files, stamps_of_files
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     INITIAL_WEIGHTS,
     MODULES,
     NAME,
+    UNKNOWN,
     data_identity,
     identity_of,
-    is_path,
     platform_of,
     plugin_digest,
 )
@@ -77,6 +78,7 @@ from altcore.runs.reading import (
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
 from altcore.runs.restoring import bring_back_environment, is_edited, restore
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
+from altcore.runs.source import source_digest
 from altcore.runs.summary import (
     ENDED,
     EVALUATED,
@@ -171,6 +173,7 @@ __all__ = [
     "TRAINED",
     "TRAINING",
     "UNFINISHED",
+    "UNKNOWN",
     "VALUE",
     "WEIGHTS",
     "WEIGHTS_FILE",
@@ -204,6 +207,7 @@ __all__ = [
     "data_identity",
     "early_and_late",
     "environment",
+    "file_digests",
     "find_end",
     "find_run",
     "finite",
@@ -219,7 +223,6 @@ __all__ = [
     "is_being_written",
     "is_checkpoint",
     "is_edited",
-    "is_path",
     "last_written",
     "lines_of",
     "list_checkpoints",
@@ -231,6 +234,7 @@ __all__ = [
     "lost_since",
     "mean_of",
     "missing_checkpoints",
+    "named_files",
     "no_space_named",
     "number",
     "platform_of",
@@ -256,6 +260,7 @@ __all__ = [
     "set_aside",
     "source_digest",
     "stamps",
+    "stamps_of_files",
     "step_lines",
     "summary_lines",
     "summary_of",

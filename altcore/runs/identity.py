@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
-from altcore.errors import BadInput, keyed
+from altcore.errors import keyed
 from altcore.formats import AnyFormat, format_digest
 from altcore.hooks import formats_within, to_plain, values_of
 from altcore.registry import HOOK_KINDS, Entry, find
-from altcore.runs.digests import contents, named_path, source_digest
+from altcore.runs.files_in_settings import file_digests, members, named_files, paths_among
+from altcore.runs.source import source_digest
 
 NAME, MODULES = "name", "modules"
 """What a model that was given is known by: the name of its class, and the kind of each module."""
 INITIAL_WEIGHTS = "initial_weights"
 """The key of `environment.json` with the digest of the weights with which such a model came."""
+UNKNOWN = "unknown"
+"""Of the data: the parts of the first batch that have no digest."""
 DIGITS = 12
 """Of a digest in a message."""
 
@@ -47,14 +50,17 @@ def identity_of(
         world_size: the number of processes that train together.
     """
     used = [*formats, *formats_within([config.format, list(map(values_of, owners.values()))])]
+    surely = paths_among(config.settings) | paths_among(
+        {name: values_of(owner) for name, owner in owners.items()}
+    )
     settings = {
         name: to_plain({**values_of(owner), **config.settings.get(name, {})})
         for name, owner in owners.items()
     }
     found = {
         "configuration": {**config.to_plain(), "settings": settings},
-        "data": data_identity(settings, config.workload, data),
-        "paths": sorted(_paths(settings)),
+        "data": data_identity(settings, config.workload, data, surely),
+        "paths": sorted(p for own in named_files(settings, surely).values() for p in own),
         "format": {
             f.name: {"sha256": format_digest(f), "from": config.format_origins.get(f.name)}
             for f in used
@@ -78,43 +84,25 @@ def platform_of(where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_identity(
-    settings: Mapping[str, Any], workload: str, data: Mapping[str, Any]
+    settings: Mapping[str, Any],
+    workload: str,
+    data: Mapping[str, Any],
+    surely: Collection[str] = (),
 ) -> dict[str, Any]:
     """Return what ``data`` are known by, with the digest of each file that ``settings`` name.
 
-    A digest that the workload gives of its data is one of its files, too.
+    A digest that the workload gives of its data is one of its files, too. ``surely`` are the places
+    of paths, bare words among them.
     """
     asked = {k: v for k, v in settings.items() if k != workload or data["of"] != "workload"}
-    return {**data, **_digests(_paths(asked))}
+    return {**data, **file_digests(named_files(asked, surely))}
 
 
 def _stand_in(value: Any) -> Any:
     """Return what stands for a setting's value that JSON cannot hold: members, or the class."""
     if isinstance(value, set | frozenset):
-        return sorted(map(repr, value))
+        return members(value)
     return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def is_path(key: str, value: Any) -> bool:
-    """Whether a setting, as ``gpt.data``, names a file or folder; a bare word does so as data."""
-    if not isinstance(value, str) or not ({"/", "."} & {*value} or key.endswith(".data")):
-        return False
-    return named_path(value) is not None
-
-
-def _paths(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {key: value for key, value in by_owner(settings).items() if is_path(key, value)}
-
-
-def _digests(paths: Mapping[str, str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, text in paths.items():
-        path = named_path(text)
-        try:
-            found |= {key: contents(path)} if path else {}
-        except OSError as error:
-            raise BadInput(f"{path} cannot be read: {error.strerror}", key=key) from error
-    return found
 
 
 def _plugins(config: TrainConfig) -> dict[str, dict[str, Any]]:
@@ -143,15 +131,3 @@ def _version(distribution: str, module: str | None = None) -> str:
 
     files = f", files {(source_digest(module) or '')[:DIGITS]}" if module else ""
     return f"{version(distribution)}{files}"
-
-
-def by_owner(nested: Any) -> dict[str, Any]:
-    """Return ``{"gpt": {"size": "tiny"}}`` as ``{"gpt.size": "tiny"}``, one level deep."""
-    if not isinstance(nested, Mapping):
-        return {}
-    return {
-        f"{owner}.{key}": value
-        for owner, own in nested.items()
-        if isinstance(own, Mapping)
-        for key, value in own.items()
-    }

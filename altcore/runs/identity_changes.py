@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import asdict, frozen
@@ -14,7 +14,8 @@ from attrs import asdict, frozen
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest, shown
 from altcore.recipes import some
-from altcore.runs.identity import DIGITS, MODULES, NAME, by_owner
+from altcore.runs.files_in_settings import by_owner, leaves
+from altcore.runs.identity import DIGITS, MODULES, NAME, UNKNOWN
 
 KINDS = ("configuration", "data", "format", "recipe", "plugin", "world_size")
 """What may not change unless ``--allow-change`` names it."""
@@ -74,10 +75,18 @@ class Change:
         """Whether it needs to be allowed by name."""
         return self.severity == DECIDES
 
+    def is_among(self, allowed: Iterable[str]) -> bool:
+        """Whether it is allowed by its name or its kind; dashes are as good as underscores."""
+        return not {*map(_spelled, (self.kind, self.what))}.isdisjoint(map(_spelled, allowed))
+
     def to_plain(self) -> dict[str, Any]:
         """Return it as events and the configuration hold it."""
         plain: dict[str, Any] = to_json(asdict(self))
         return plain
+
+
+def _spelled(name: str) -> str:
+    return name.replace("-", "_")
 
 
 # Comparing ---------------------------------------------------------------------------------------
@@ -114,21 +123,28 @@ of the plugins in their order."""
 
 def _configuration(before: Any, now: Any) -> list[Change]:
     paths = set(_get(before, _PATHS) or ()) & set(_get(now, _PATHS) or ())
-    severities = {**dict.fromkeys(paths, NOTED), **dict.fromkeys(KEPT, NOTED)}
     # Of a plugin that only one of them has, the settings are not told one by one.
     others = {*(_get(before, _OWNERS) or ())} ^ {*(_get(now, _OWNERS) or ())}
     return [
-        Change("configuration", key, old, new, severities.get(key, DECIDES))
+        Change("configuration", key, old, new, _severity(key, old, new, paths))
         for key, old, new in _differences(before, now)
         if isinstance(key, str) and key.partition(".")[0] not in others
     ]
+
+
+def _severity(key: str, before: Any, now: Any, paths: Container[str]) -> str:
+    """Return that of another value: files elsewhere are known by what they hold."""
+    old, new = dict(leaves(key, before)), dict(leaves(key, now))
+    differ = {place for place, *_ in _differences(old, new)}
+    is_moved = bool(differ) and all(place in paths for place in differ)
+    return NOTED if is_moved or key in KEPT else DECIDES
 
 
 def _data(before: Any, now: Any) -> list[Change]:
     return [
         Change("data", "data" if key == "sha256" else key, old, new)
         for key, old, new in _differences(before, now)
-        if key != "of"
+        if key not in ("of", UNKNOWN)
     ]
 
 
@@ -262,7 +278,7 @@ def check_changes(
     """
     known = {*KINDS, "platform", *(c.what for c in changes)}
     for name in allowed:
-        if name not in known:
+        if _spelled(name) not in map(_spelled, known):
             raise BadInput(
                 f"{shown(name)} did not change",
                 key="--allow-change",
@@ -270,11 +286,11 @@ def check_changes(
                 hint=f"it takes {', '.join(KINDS)}, or a key that changed",
             )
     grave = (DECIDES, BITS) if strict else (DECIDES,)
-    refused = [c for c in changes if c.severity in grave and not {c.kind, c.what} & {*allowed}]
+    refused = [c for c in changes if c.severity in grave and not c.is_among(allowed)]
     if refused:
         told = "; ".join(map(str, refused[:MOST_TOLD]))
         more = f"; and {len(refused) - MOST_TOLD} more" if len(refused) > MOST_TOLD else ""
-        names = dict.fromkeys(c.kind for c in refused)
+        names = dict.fromkeys([*allowed, *(c.kind for c in refused)])
         hint = f"{' '.join(f'--allow-change {n}' for n in names)} goes on all the same"
         if is_edited(refused):
             hint += f", and altcore runs restore {run} brings its config.yaml back"

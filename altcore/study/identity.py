@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from attrs import fields_dict
 
 from altcore.config import TrainConfig
 from altcore.engine import choose_device
-from altcore.errors import BadInput
 from altcore.formats import BlockFormat, Format, format_digest
 from altcore.registry import HOOK_KINDS, find
-from altcore.runs import KEPT, NAMES, contents, is_path, plugin_digest, source_digest
+from altcore.runs import KEPT, NAMES, file_digests, named_files, plugin_digest, source_digest
 
 
 def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,30 +50,10 @@ def plain(value: Any) -> Any:
 
 def files(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each setting that names a file or folder, with the digest of its contents."""
-    named = {
-        text
-        for owner, own in settings.items()
-        for key, value in own.items()
-        for text in _texts(value)
-        if is_path(f"{owner}.{key}", text)
-    }
-    for text in sorted(named):
-        path = Path(text).expanduser()
-        try:
-            yield text, contents(path)
-        except OSError as error:
-            raise BadInput(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part)
+    named = named_files(settings)
+    digests = file_digests(named)
+    texts = {text: digests[place] for own in named.values() for place, text in own.items()}
+    yield from sorted(texts.items())
 
 
 # Code ------------------------------------------------------------------------------------------

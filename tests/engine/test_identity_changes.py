@@ -1,8 +1,10 @@
 """Changes between a run and its resume: each is refused by name or recorded, none is silent."""
 
 import platform
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ import yaml
 from helpers import Starter, forget_installed, text_file
 
 from altcore import BadInput
-from altcore.engine import setup
+from altcore.engine import changed_formats, setup
 from altcore.engine.resuming import resumed
-from altcore.runs import digests, identity
+from altcore.runs import Checkpoint, compare, identity, source
 
 NAMES = ("rollback", "spike-guard")
 KEYS = {
@@ -52,7 +54,7 @@ def install(site, *, version="1.0", codes=CODES, ties="even", rest=""):
     (site / "acme.py").write_text(ACME.format(codes=codes, ties=ties) + rest)
     sys.modules.pop("acme", None)
     sys.path_importer_cache.clear()
-    digests._source.cache_clear()  # a process reads what it has imported once
+    source._source.cache_clear()  # a process reads what it has imported once
     forget_installed()
 
 
@@ -66,8 +68,9 @@ def folder(tmp_path_factory):
         install(root / "site")
         start = Starter(root / "runs", text_file(root / "words.txt"))
         start(NAMES, name="r", max_steps=2, format="E4M3")
-        (root / "own.yaml").write_text("weight: ACME\n")
-        start(["act"], name="acme", max_steps=2, recipe=str(root / "own.yaml"))
+        (root / "own.yaml").write_text("weight: ACME\nstored_weight: ACME\n")
+        own = {"recipe": str(root / "own.yaml"), "snapshot_interval": 1}
+        start(["act", "rollback"], name="acme", max_steps=2, **own)
         yield start, root / "site"
     sys.modules.pop("acme", None)
     forget_installed()
@@ -107,10 +110,13 @@ class Again:
 
         self.patch.setattr("altcore.engine.identity.identity_of", other)
 
+    def prepared(self, **more):
+        config = resumed(self.name, str(self.runs), max_steps=4, **more)
+        return setup.prepare(config, resume=self.name, **self.given)
+
     def said(self, **more):
         try:
-            config = resumed(self.name, str(self.runs), max_steps=4, **more)
-            engine = setup.prepare(config, resume=self.name, **self.given)
+            engine = self.prepared(**more)
         except BadInput as error:
             return str(error)
         engine.directory.close()
@@ -161,6 +167,10 @@ def version(distribution):
     )
 
 
+OTHER = [-1.0, 0.0, 0.25, 1.0]
+BOTH = ("format was ACME of acme 1.0 (", "--allow-change format --allow-change plugin")
+"""The distribution of the format has a plugin of the run, too: the hint is all that is needed."""
+
 REFUSED = {
     **{key: of_key(key, value) for key, value in KEYS.items()},
     "the order of plugins": (
@@ -184,12 +194,9 @@ REFUSED = {
         lambda again: again.install(rest="# another comment\n"),
         ("act was act (acme 1.0, files ", "--allow-change plugin"),
     ),
-    "the values of a format": (
-        lambda again: again.install(codes=[-1.0, 0.0, 0.25, 1.0]),
-        ("ACME",),
-    ),
-    "the codes of a format": (lambda again: again.install(codes=CODES[::-1]), ("ACME",)),
-    "the rules of a format": (lambda again: again.install(ties="down"), ("ACME",)),
+    "the values of a format": (lambda again: again.install(codes=OTHER), BOTH),
+    "the codes of a format": (lambda again: again.install(codes=CODES[::-1]), BOTH),
+    "the rules of a format": (lambda again: again.install(ties="down"), BOTH),
 }  # fmt: skip
 """Changes, and words of the refusal."""
 
@@ -228,6 +235,34 @@ def test_a_change_is_refused_by_name_or_recorded(what, again):
     if what in PLATFORM:
         assert "may change bits" in said
         assert f"{what} was " in again.said(strict=True)
+
+
+def test_changed_values_of_a_format_are_taken_if_they_are_allowed(again):
+    """Stored weights are encoded anew, and no rollback goes back to a grid that nobody knows."""
+    again.install(codes=OTHER)
+    again.given["allow_change"] = ["format"]
+    assert "--allow-change format --allow-change plugin goes on all the same" in again.said()
+    again.given["allow_change"] = ["format", "plugin"]
+    engine = again.prepared()
+    (name, weight), *_ = engine.run.quantization.stored.items()
+    on_grid = (weight.parameter / weight.scale).detach()
+    assert {*on_grid.unique().tolist()} <= {*OTHER}, name
+    assert not engine.run.snapshots
+    assert [c["kind"] for c in engine.opening[1]["changes"]][:2] == ["format", "plugin"]
+    engine.directory.close()
+    engine.run.quantization.remove()
+
+
+def test_formats_that_an_intervention_brought_are_compared_too():
+    """Those of a state and of its snapshots, of which the configuration says nothing."""
+    was = {"quantization": {"formats": {"E4M3": "other", "E5M2": "other", "gone": "other"}}}
+    none = {"quantization": {"formats": {}}}
+    for state, snapshots in ((was, []), (none, [none, was])):
+        found = Checkpoint(Path(), {"identity": {}}, state, snapshots)
+        (change,) = compare(*changed_formats.identities(found, {}))
+        assert change.what == "format"
+        assert re.fullmatch(r"E4M3 of altcore-formats .*, E5M2 of altcore-f.*", change.now)
+        assert changed_formats.usable_snapshots(found) == [s for s in snapshots if s is none]
 
 
 def test_nothing_changed_and_nothing_is_said(again):

@@ -168,8 +168,9 @@ def test_a_changed_format_is_noticed_on_resume(where, start, shelf, capsys):
     resume = ("train", "--resume", "run", "--steps", "5", "--set", f"runs_dir={start.runs}")
     found = call(capsys, *resume)
     assert found.code == 2
-    assert "format SHELF: " in found.message
-    assert "acme 1.1" in found.message
+    assert "format was SHELF of acme 1.0 (" in found.message
+    assert "is SHELF of acme 1.1 (" in found.message
+    assert found.message.endswith("--allow-change format goes on all the same")
     assert {p: p.read_bytes() for p in sorted(first.rglob("*")) if p.is_file()} == files
     with pytest.raises(BadInput, match="format SHELF"):
         load_config(first / "config.yaml")

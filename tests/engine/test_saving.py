@@ -10,6 +10,7 @@ import torch
 from attrs import define, field
 from helpers import checkpoints, events, metrics_bytes, state, weights_sha256
 from helpers_checkpoints import without_resumes
+from helpers_epochs import Points
 from structlog.testing import capture_logs
 
 import altcore
@@ -576,8 +577,18 @@ def test_a_run_that_dies_in_such_an_end_resumes_into_it(shelf, start):
     assert events(run, "resume")[0]["checkpoint"] == "anomaly_00000003"
 
 
-def test_data_that_change_while_the_run_trains_end_it(shelf, start):
+@define(eq=False)
+class Listed(Points):
+    """Has files in a mapping of lists."""
+
+    files: dict[str, list[str]] = setting(factory=dict, help="by split")
+
+
+@pytest.mark.parametrize("workload", ["gpt", "listed"])
+def test_data_that_change_while_the_run_trains_end_it(workload, shelf, start):
     """With the file named, and no checkpoint of what was learned from it."""
+    shelf.install("workload", "listed", Listed)
+    keys = {"listed__files": {"train": ["none", str(start.corpus)]}} if workload != "gpt" else {}
 
     @define(eq=False)
     class Spoils:
@@ -588,6 +599,6 @@ def test_data_that_change_while_the_run_trains_end_it(shelf, start):
 
     shelf.install("intervention", "spoils", Spoils)
     with pytest.raises(AltcoreError, match=f"data changed while the run trained: {start.corpus}"):
-        start(["spoils"], name="r", max_steps=6, checkpoint_interval=2)
+        start(["spoils"], name="r", max_steps=6, checkpoint_interval=2, workload=workload, **keys)
     assert checkpoints(start.runs / "r")[-1] == "step-00000002"
     assert events(start.runs / "r", "end")[0]["status"] == "failed"

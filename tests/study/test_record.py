@@ -1,11 +1,8 @@
 """Studies know their runs by what decides them: nothing old is printed as new, nothing lost."""
 
 import json
-import os
 import re
 import shutil
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,6 @@ from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import float_format, get_format, table_format
 from altcore.recipes.cast_reading import Place, read_cast
-from altcore.runs import digests
 from altcore.study import Entrants, Options, identity, load_answer, run_compare, run_explain
 from altcore.study.arms import Arm
 from altcore.study.keys import format_key
@@ -330,46 +326,6 @@ def test_data_that_change_while_a_study_runs_are_noticed(shelf, start, tmp_path)
     assert len(list((tmp_path / "study/runs").iterdir())) == 2
 
 
-def test_the_source_of_a_package_is_what_lies_in_it(tmp_path, monkeypatch):
-    """All its files, but for what Python writes beside them."""
-    package = tmp_path / "acme_source"
-    (package / "__pycache__").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "deep.py").write_text("X = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    first = digests.source_digest("acme_source.deep")
-    (package / "__pycache__" / "deep.pyc").write_text("made")
-    digests._source.cache_clear()
-    assert digests.source_digest("acme_source") == first
-    (package / "deep.py").write_text("X = 2\n")
-    digests._source.cache_clear()
-    assert digests.source_digest("acme_source") != first
-
-
-def test_the_source_of_a_plugin_is_all_that_its_distribution_installs(tmp_path, monkeypatch):
-    """A module beside the plugin's own, which it imports, decides as much."""
-    for listed, others in (("top_level.txt", ["acme_plug", "acme_helper"]), ("RECORD", [])):
-        folder = tmp_path / listed
-        folder.mkdir()
-        (folder / "acme_plug.py").write_text("import acme_helper\n")
-        (folder / "acme_helper.py").write_text("X = 1\n")
-        info = folder / "acme_plug-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Name: acme-plug\nVersion: 1.0\n")
-        rows = "acme_plug.py,,\nacme_helper.py,,\n__editable__x.py,,\n"
-        (info / listed).write_text("\n".join(others) or rows)
-        with monkeypatch.context() as path:
-            path.syspath_prepend(folder)
-            digests._installed_by.cache_clear()
-            first = digests.source_digest("acme_plug:Plug", "acme-plug")
-            (folder / "acme_helper.py").write_text("X = 2\n")
-            digests._source.cache_clear()
-            assert digests.source_digest("acme_plug:Plug", "acme-plug") != first
-            assert digests.source_digest("acme_plug:Plug", "acme-nobody") != first
-        sys.modules.pop("acme_plug", None)
-        sys.modules.pop("acme_helper", None)
-
-
 def test_a_folder_called_like_a_settings_value_is_no_file_of_it(tmp_path, monkeypatch):
     """Only as data is a bare word a path."""
     monkeypatch.chdir(tmp_path)
@@ -458,31 +414,6 @@ def test_files_that_settings_name_are_found(tmp_path, monkeypatch):
     now = dict(identity.files(settings))
     assert now["texts"] != found["texts"]
     assert now["texts/a.txt"] == found["texts/a.txt"]
-
-
-def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
-    """By size and time of change; one that changed just now may change again unseen."""
-    path = tmp_path / "data"
-    path.write_text("one")
-    first = digests.contents(path)
-    path.write_text("two")  # of the same size, perhaps at the same time
-    assert digests.contents(path) != first
-    old = time.time() - 100
-    os.utime(path, (old, old))
-    second = digests.contents(path)
-    path.write_text("six")
-    os.utime(path, (old, old))
-    third = digests.contents(path)
-    assert third != second
-    path.write_text("two")
-    os.utime(path, (old, old))
-    assert digests.contents(path) == second
-    misses = digests._read.cache_info().misses
-    assert digests.contents(path) == second
-    assert digests._read.cache_info().misses == misses
-    path.write_text("six")
-    os.utime(path, (old + 1, old + 1))
-    assert digests.contents(path) != second
 
 
 def test_copies_of_recipes_do_not_overwrite_one_another(tmp_path):
