@@ -107,8 +107,7 @@ class HookClock:
                     signals.leave_now(f"{hook.who} has been in {hook.doing} for {taken}")
                 elif last is not told and now - max(last.began, stopped.until) >= self.timeout:
                     told = last
-                    with suppress(Exception):  # of a logger, or a stream, that a plugin broke
-                        log.warning(f"{last.who} has been in {last.doing} for {self.timeout:g} s")
+                    log.warning(f"{last.who} has been in {last.doing} for {self.timeout:g} s")
                     self._print_stack(watched)
 
     @staticmethod
@@ -166,8 +165,7 @@ class _Stopped:
         # Code in C that keeps the interpreter's lock makes this thread late as well.
         if late > STOPPED and computed - self._computed < late / 2:
             if not self.until:
-                with suppress(Exception):  # of a logger, or a stream, that a plugin broke
-                    log.info(f"the process was stopped for {late:.0f} s: nobody is blamed for it")
+                log.info(f"the process was stopped for {late:.0f} s: nobody is blamed for it")
             self.until = now
         self._looked, self._computed = now, computed
 

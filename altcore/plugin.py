@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         hookimpl,
         setting,
     )
+    from altcore.log import log
     from altcore.numerics import (
         COUNTS,
         Meters,
@@ -219,6 +220,8 @@ _HOME = {
     "read_interval": "altcore.config",
     # Reading files that a user names
     "open_to_read": "altcore.durable",
+    # Telling the user, by lines of the log that never fail
+    "log": "altcore.log",
     # Writing reports
     "printable": "altcore.builtin_types",
     "replace_text": "altcore.runs",
@@ -288,6 +291,7 @@ __all__ = [
     "join_moments",
     "last_input",
     "layer_of",
+    "log",
     "mean_and_std",
     "moments",
     "moments_without_zeros",

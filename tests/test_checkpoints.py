@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import sys
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from helpers_streams import Broken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -69,6 +71,21 @@ def test_a_restored_loop_goes_on_bit_for_bit(recipe, fmt, tmp_path):
     again = Loop(recipe, fmt, seed=9)
     assert altcore.load_checkpoint(path, again.model, again.optimizer, again.q) == 4
     assert same(again.weights(), first.weights())
+
+
+@pytest.mark.parametrize("why", ["full", "its reader has gone", "closed"])
+def test_a_warning_that_cannot_be_printed_costs_no_checkpoint(why, tmp_path, monkeypatch, capsys):
+    """The folder has room, whatever is wrong with standard output."""
+    monkeypatch.setattr(sys, "stdout", Broken(why))
+    monkeypatch.setattr(altcore.log.log, "_has_failed", False)
+    loop = Loop()
+    schedule = torch.optim.lr_scheduler.ExponentialLR(loop.optimizer, 0.9)
+    with loop.manager(tmp_path) as manager:
+        for step in (1, 2):
+            loop.train(1)
+            schedule.step()
+            assert manager.save(step).is_dir()
+    assert capsys.readouterr().err.count("this is said once: state that no checkpoint has") == 1
 
 
 def test_without_an_optimizer_only_the_model_is_restored(tmp_path):

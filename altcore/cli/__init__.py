@@ -51,11 +51,10 @@ def leaving_closed_pipe() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes its streams when it ends, and would complain.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                drop_output(stream.fileno())
         raise click.exceptions.Exit(PIPE_CLOSED) from None
+    finally:
+        with suppress(ValueError):  # a plugin closed it
+            drop_output()
 
 
 class LazyGroup(Group):

@@ -280,8 +280,10 @@ def compare(
     Distributions are computed exactly: at the best scale with all of their tails; at amax as a
     tensor of 2^18 numbers whose largest magnitude is the median one.
     """
+    from altcore.cli.log import configure
     from altcore.study import read_data, sqnr_of
 
+    configure()
     found = [get_format(name) for name in options.names(names, "NAMES")]
     if plot is not None:
         check_picture(plot, "--plot")

@@ -16,8 +16,9 @@ def prepare_streams() -> None:
     """Make the standard streams usable, whatever they are connected to.
 
     A stream that is closed (``2>&-``) gets the null device. Otherwise the next file that is opened
-    gets its number, and what a library writes there. Standard error that cannot be written is as
-    good as closed; of standard output an `AltcoreError` says so.
+    gets its number, and what a library writes there. Standard error that cannot be written, since
+    its reader has gone or its disk is full, is as good as closed: it ends no command. Of standard
+    output that cannot be written an `AltcoreError` says so, or a `BrokenPipeError`.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -46,24 +47,25 @@ class _Output(io.FileIO):
         except BrokenPipeError:
             raise
         except OSError as error:
-            # Python writes what is left when it ends, and would complain.
-            drop_output(self.fileno())
             kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else AltcoreError
             raise kind(f"standard output cannot be written: {error.strerror}") from error
 
 
 class _Errors(io.FileIO):
     def write(self, text: Any, /) -> int:
+        size = memoryview(text).nbytes
         try:
-            return super().write(text)
-        except BrokenPipeError:
-            raise
+            written = super().write(text)
         except OSError:
-            return memoryview(text).nbytes
+            return size
+        return size if written is None else written  # None: a pipe is full that lets nobody wait
 
 
-def drop_output(number: int) -> None:
-    """Send what is written to a file descriptor to the null device from now on."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, number)
-    os.close(nowhere)
+def drop_output() -> None:
+    """Let Python's own flush at its end find nothing of standard output that cannot be written."""
+    try:
+        sys.stdout.flush()
+    except (OSError, AltcoreError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

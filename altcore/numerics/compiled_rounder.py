@@ -9,7 +9,6 @@ compiling fails, as it does without Triton, they stay for everything. A warning 
 from __future__ import annotations
 
 import types
-import warnings
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from altcore.errors import described
 from altcore.formats import Format
+from altcore.log import warn
 from altcore.numerics.hashing import key_tensor
 from altcore.numerics.kernels import switched_on
 from altcore.numerics.rules import Rule
@@ -118,10 +118,9 @@ class CompiledRounder(TorchRounder):
 
 
 def _warn(problem: str) -> None:
-    warnings.warn(
+    warn(
         f"{problem}: rounding on this device uses torch operations, with the same results as on "
         "a CPU but slower",
-        RuntimeWarning,
         stacklevel=2,
     )
 

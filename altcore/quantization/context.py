@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from attrs import define, field
 from torch import Tensor
 
-from altcore.builtin_types import printable
+from altcore.log import warn
 from altcore.quantization.flops import FlopCount
 
 
@@ -73,4 +72,4 @@ class Context:
     def warn(self, message: str) -> None:
         """Issue a warning, once."""
         if self.is_news(message):
-            warnings.warn(printable(message), RuntimeWarning, stacklevel=2)
+            warn(message, stacklevel=2)

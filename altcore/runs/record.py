@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from altcore.errors import BadInput
+from altcore.log import log
 from altcore.runs.as_left import warn_of_altered
 from altcore.runs.checkpoint import load_newest_weights
 from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
@@ -19,8 +18,6 @@ from altcore.runs.json_lines import read_lines
 from altcore.runs.reading import find_run, list_runs, summary_of
 from altcore.runs.summary import UNFINISHED, Summary
 from altcore.yaml_files import read_mapping
-
-log = structlog.get_logger("altcore")
 
 Line = Mapping[str, Any]
 

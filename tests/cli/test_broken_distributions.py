@@ -257,15 +257,29 @@ def test_torch_is_imported_from_python_beside_a_broken_distribution(site, tmp_pa
     assert (done.returncode, done.stdout) == (0, "quantize\n"), done.stderr
 
 
-@pytest.mark.parametrize("is_full", [False, True])
-@pytest.mark.parametrize("command", ["train", "plugins"])
-def test_standard_error_may_be_closed_or_full(command, is_full, tmp_path, corpus):
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        ("train", "closed"),
+        ("train", "its reader has gone"),
+        ("plugins", "closed"),
+        ("plugins", "full"),
+    ],
+)
+def test_standard_error_may_be_closed_or_full(command, how, tmp_path, corpus):
     """Nothing is written into another file in its place, and nothing fails."""
     given = ["train", *TINY, "--data", str(corpus), "--steps", "2"]
     arguments = given if command == "train" else ["plugins", "check"]
 
     def spoil():
-        os.dup2(os.open("/dev/full", os.O_WRONLY), 2) if is_full else os.close(2)
+        if how == "closed":
+            os.close(2)
+        elif how == "full":
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+        else:
+            reader, writer = os.pipe()
+            os.close(reader)
+            os.dup2(writer, 2)
 
     done = subprocess.run(
         [sys.executable, "-m", "altcore", *arguments],

@@ -14,6 +14,8 @@ from helpers_cli import call
 from altcore import float_format, get_format, table_format
 from altcore.cli.formats import binade_picture, facts, linear_picture, write_svg
 from altcore.formats import BlockFormat
+from altcore.log import log
+from altcore.study import read_data
 
 
 def test_list_has_every_named_format_and_names_the_families(capsys):
@@ -166,6 +168,19 @@ def test_compare_reads_a_file(capsys, tmp_path):
     rows = json.loads(out)
     assert [r["format"] for r in rows] == ["E4M3", "E0M7"]
     assert rows[1]["amax"]["sqnr_db"] > rows[0]["amax"]["sqnr_db"]
+
+
+def test_what_is_said_of_a_run_is_no_part_of_the_table(capsys, monkeypatch):
+    """Such as a checkpoint that is damaged: it is told on standard error."""
+
+    def read(what, _):
+        log.warning(f"{what} is damaged")
+        return read_data("normal", "runs")
+
+    monkeypatch.setattr("altcore.study.read_data", read)
+    found = call(capsys, "formats", "compare", "E4M3", "--on", "mine")
+    assert "mine is damaged" in found.err
+    assert [line.split()[0] for line in found.out.splitlines()] == ["format", "E4M3"]
 
 
 def test_the_picture_is_svg_with_a_row_for_each_format(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -11,8 +12,12 @@ import pytest
 from helpers_cli import ROOT, TINY, call, environment
 
 from altcore import BadInput
+from altcore.cli import leaving_closed_pipe
 from altcore.cli.formats import facts
 from altcore.cli.options import ListCommand, names, print_json
+from altcore.cli.streams import prepare_streams
+from altcore.cli.terminal import echo
+from altcore.errors import NoSpace
 from altcore.formats import get_format
 
 
@@ -130,6 +135,24 @@ def test_a_full_standard_output_is_named(tmp_path, corpus, arguments):
     for run in tmp_path.glob("runs/*"):
         assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     assert (tmp_path / "runs").exists() == (arguments[0] == "train")
+
+
+@leaving_closed_pipe()
+def print_as_plugins_do():
+    """Print, and hold the error if that fails."""
+    with suppress(Exception):
+        echo("of a plugin")
+
+
+def test_a_full_standard_output_is_named_even_if_a_plugin_held_the_error(monkeypatch):
+    """Or results would be lost without a word. Python's own flush at its end finds nothing."""
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "__stdout__", full)
+        prepare_streams()
+        with pytest.raises(NoSpace, match="standard output cannot be written"):
+            print_as_plugins_do()
+        sys.stdout.flush()
 
 
 def test_a_misspelt_variable_is_named(capsys, monkeypatch):

@@ -10,12 +10,12 @@ import functools
 import os
 import subprocess
 import threading
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from altcore.environment import KERNELS, unknown_variables
+from altcore.log import warn
 from altcore.numerics.kernels import cache
 from altcore.numerics.kernels.compiler import find_compiler
 from altcore.numerics.kernels.structs import FUNCTIONS, mismatch
@@ -49,7 +49,7 @@ def switched_on() -> bool:
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels; None, with one warning, if they cannot be built."""
     for message in unknown_variables():
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warn(message, stacklevel=2)
     with _LOCK:  # the first thread loads them, and others wait
         return _library()
 
@@ -68,10 +68,9 @@ def _library() -> ctypes.CDLL | None:
         return _first_that_loads()
     # ImportError: an operating system without file locks.
     except (OSError, subprocess.SubprocessError, RuntimeError, ImportError) as error:
-        warnings.warn(
+        warn(
             f"altcore's compiled CPU kernels are not available ({error}): "
             "rounding uses torch operations, with the same results but slower",
-            RuntimeWarning,
             stacklevel=3,
         )
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,5 +98,6 @@ class ReportGenerator:
         if not is_name or (self.output_dir / name).is_dir():
             raise BadInput(f"{name!r} is not the name of a file", key="output_name")
         path = str(replace_text(self.output_dir.resolve() / name, content))
-        print(path)
+        with suppress(OSError, ValueError):  # it is written, whether that can be printed or not
+            print(path)
         return path

@@ -7,15 +7,12 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import structlog
 
-from altcore.plugin import BadInput, RunRecord, nearest, read_runs
+from altcore.plugin import BadInput, RunRecord, log, nearest, read_runs
 from altcore_reporters import wandb_runs
 from altcore_reporters.frames import history_frame, one_or_several, runs_frame
 from altcore_reporters.original_names import STATES
 from altcore_reporters.run_facts import run_id
-
-log = structlog.get_logger("altcore")
 
 FORMAT_COLUMNS = (
     *("format", "run_id", "run_url", "state", "steps"),

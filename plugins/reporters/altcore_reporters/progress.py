@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -13,7 +14,7 @@ import structlog
 from attrs import field
 from attrs.validators import gt
 
-from altcore.plugin import hookimpl, printable, setting
+from altcore.plugin import hookimpl, log, printable, setting
 from altcore_reporters.page.words import duration
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from altcore.plugin import Run, Step
-
-log = structlog.get_logger("altcore")
 
 REFRESH = 0.25
 """Seconds between redraws of the live bar."""
@@ -62,7 +61,9 @@ class Progress:
 
         if self.console is None:
             # Not rich's own guess: FORCE_COLOR would send a live bar into a log file.
-            self.console = Console(stderr=True, force_terminal=sys.stderr.isatty())
+            is_terminal = _is_terminal(sys.stderr)
+            file: Any = _StandardError()
+            self.console = Console(file=file, force_terminal=is_terminal)
         self.shown_at = time.monotonic()
         self.began = run.step, self.shown_at
         self._tell(run.quantization.coverage().line)
@@ -197,5 +198,32 @@ def _bar(console: Console) -> Bar:
         # Drawn from the hooks: a thread of its own would take time from the training.
         auto_refresh=False,
         # Standard output that is piped elsewhere stays there.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=_is_terminal(sys.stdout),
     )
+
+
+class _StandardError:
+    """Standard error for rich: what cannot be printed is left out, and never ends the run.
+
+    rich itself would end the process if the reader has gone.
+    """
+
+    def __init__(self) -> None:
+        # Below a bar that the caller shows, as rich itself writes.
+        self._stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    def write(self, text: str) -> int:
+        with suppress(Exception):  # it may be full or closed, or there is none
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(Exception):
+            self._stream.flush()
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; one that is closed is not, nor is None."""
+    with suppress(Exception):
+        return bool(stream.isatty())
+    return False

@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
-import structlog
 from attrs import field
 from attrs.validators import gt
 
-from altcore.plugin import BadInput, RunRecord, hookimpl, setting
+from altcore.plugin import BadInput, RunRecord, hookimpl, log, setting
 from altcore_reporters.following import Follower, Ledger, mark_of
 from altcore_reporters.tracker_process import TrackerProcess
 
 if TYPE_CHECKING:
     from altcore.plugin import Run
-
-log = structlog.get_logger("altcore")
 
 
 @attrs.define(eq=False)

@@ -10,6 +10,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -44,7 +45,8 @@ def heartbeat() -> Callable[[float], None]:
         if now - told >= HEARTBEAT and share > 0:
             told = now
             left = (now - began) * (1 - share) / share
-            print(f"encoding: {share:.0%} done, about {left:.0f} s left", file=sys.stderr)
+            with suppress(OSError, ValueError):  # hours of work do not end for this line
+                print(f"encoding: {share:.0%} done, about {left:.0f} s left", file=sys.stderr)
 
     return tell
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from helpers_streams import Broken
 
 from altcore.errors import BadInput
 from altcore_reporters import FailureAnalyzer, FormatComparator, ReportGenerator, markdown
@@ -49,6 +50,11 @@ def write(tmp_path, capsys):
         return Path(path).read_text()
 
     return call
+
+
+def test_a_report_is_written_even_if_its_path_cannot_be_printed(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", Broken("full"))
+    assert Path(ReportGenerator(tmp_path).generate_format_comparison(CLEAR, "E3M4")).is_file()
 
 
 def section(text, heading):

@@ -1,9 +1,11 @@
 """The reporter ``progress``: a live bar on a terminal, a plain line now and then elsewhere."""
 
 import io
+import sys
 from types import SimpleNamespace
 
 import pytest
+from helpers_streams import FAILURES, Broken
 from rich.console import Console
 
 import altcore
@@ -70,6 +72,21 @@ def test_a_heartbeat_where_there_is_no_terminal(clock):
         f"step 20/100 (20%, about 1 min 20 s left), {NUMBERS}",
         f"finished at step 30/100 (30%), {NUMBERS}",
     ]
+
+
+@pytest.mark.parametrize("stderr", [*map(Broken, FAILURES), None], ids=[*FAILURES, "none"])
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_lines_that_cannot_be_printed_are_left_out(stderr, is_terminal, clock, monkeypatch):
+    """They cost neither the reporter nor the run."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(progress, "_is_terminal", lambda stream: is_terminal and stream is stderr)
+    monkeypatch.setattr(sys, "stdout", None)
+    plugin = build(Progress, {}, "progress")
+    plugin.run_start(RUN)
+    assert (plugin.bar is not None) == is_terminal
+    clock.now += 60
+    plugin.pre_backward(RUN, Step(1, micro=0))
+    plugin.run_end(RUN, {"status": "finished", "steps": 1})
 
 
 def test_the_throughput_is_that_of_the_steps(clock):

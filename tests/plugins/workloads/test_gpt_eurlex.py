@@ -6,6 +6,7 @@ import socket
 
 import pytest
 import torch
+from helpers_streams import Broken
 
 from altcore import BadInput
 from altcore_workloads import data, eurlex, prepare, tokens
@@ -297,6 +298,9 @@ def test_preparing_says_how_long_is_left(monkeypatch, capsys):
         now[0] += 6
         tell(share)
     assert capsys.readouterr().err == "encoding: 25% done, about 36 s left\n"
+    monkeypatch.setattr("sys.stderr", Broken("its reader has gone"))
+    now[0] += 60
+    tell(0.75)
 
 
 def test_encoding_tells_how_much_is_done(tmp_path, tokenizer):
