@@ -232,4 +232,9 @@ def test_what_only_some_arms_have_is_said():
 )
 def test_it_is_said_how_certain_validation_is(error, enough, words):
     found = {"batches": 8, "items": 64, "error": error, "enough": enough}
-    assert words in validation({"validation": found, "about": {"within": 0.05}})
+    about = {"about": {"within": 0.05}}
+    assert words in validation({"validation": found, **about})
+    none = {**found, "items": 0, "error": None}
+    assert validation({"validation": none, **about}) == (
+        "No run that trained to its end was evaluated."
+    )

@@ -214,6 +214,8 @@ def validation(answer: Answer) -> str:
     """Return how certain a validation loss is by itself."""
     found = answer["validation"]
     error, enough = found["error"], found["enough"]
+    if not found["items"]:
+        return "No run that trained to its end was evaluated."
     told = f"An evaluation is of {found['batches']} batches, {found['items']} items."
     if error is None:
         return f"{told} A single batch does not say how certain it is."
