@@ -27,6 +27,7 @@ from altcore.engine.fingerprints import (
 )
 from altcore.engine.labels import within
 from altcore.log import log
+from altcore.recipes import some
 
 MANY = 1000
 """How many objects are looked at within what a loop keeps."""
@@ -57,7 +58,7 @@ def no_state(labels: Sequence[str]) -> str:
 def warn_of_hidden(labels: Sequence[str]) -> None:
     """Warn of the state of a loop that no checkpoint has, if there is some."""
     if labels:
-        told = "state that no checkpoint has begins anew: keep it yourself"
+        told = f"state that no checkpoint has begins anew, so keep it yourself: {some(labels)}"
         hint = no_state(labels)
         log.warning(told, names=labels, **({"hint": hint} if hint else {}))
 

@@ -195,7 +195,9 @@ class Whole(Lookahead):
 
 
 def told_of(logs):
-    return [line["names"] for line in logs if "state that no checkpoint has" in line["event"]]
+    told = [line for line in logs if "state that no checkpoint has" in line["event"]]
+    assert all(name in line["event"] for line in told for name in line["names"][:8])
+    return [line["names"] for line in told]
 
 
 def test_numbers_that_an_optimizer_keeps_beside_its_state_are_told(tmp_path):
