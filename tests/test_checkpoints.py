@@ -601,6 +601,36 @@ def test_threads_take_turns(tmp_path):
     assert [manager.latest().name for manager in managers] == ["step-00000014"] * 3
 
 
+@pytest.mark.parametrize("what", ["weight", "moment", "gradient"])
+def test_a_loop_that_trains_while_it_is_saved_is_refused(what, tmp_path, monkeypatch):
+    """Its checkpoint would be half of one step and half of the next; nothing is written."""
+    loop = Loop(None).train(1)
+    weight = loop.model[0].weight
+    moved = {
+        "weight": weight,
+        "moment": loop.optimizer.state[weight]["exp_avg"],
+        "gradient": weight.grad,
+    }[what]
+    manager, write = loop.manager(tmp_path / "a"), torch.save
+
+    def write_and_move(*given, **named):
+        write(*given, **named)
+        with torch.no_grad():
+            moved.add_(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", write_and_move)
+        for save in (
+            lambda: manager.save(1),
+            lambda: manager.save_on_anomaly(1),
+            lambda: altcore.save_checkpoint(tmp_path / "b", loop.model, loop.optimizer, None, 1),
+        ):
+            with pytest.raises(BadInput, match="the weights changed while they were saved"):
+                save()
+    assert not [*tmp_path.glob("*/*-*"), *tmp_path.glob("*/anomaly*")]
+    assert manager.save(1).exists()
+
+
 def test_another_optimizer_is_refused_by_name(tmp_path):
     """Adam has the same groups and moments as AdamW."""
     loop = Loop().train(1)
