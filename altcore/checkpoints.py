@@ -46,6 +46,7 @@ from altcore.runs import (
     check_no_linked,
     comparable,
     folder_at,
+    has_checkpoint,
     is_checkpoint,
     list_checkpoints,
     load_newest,
@@ -295,11 +296,12 @@ class CheckpointManager:
         """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
 
         Later ones, which are damaged, are renamed to ``damaged_...``, unless somebody else saves
-        into the folder, or it can only be read.
+        into the folder, or it can only be read. Raises `BadInput` if there are checkpoints, and
+        none is valid, and whatever `load_checkpoint` raises.
         """
         self._check_place()
         check_no_linked(self.folder)
-        if not self._regular():
+        if not has_checkpoint(self.folder):
             return 0
         given = (self.model, self.optimizer, self.q, self.scaler)
         step = load_checkpoint(self.folder, *given, also=self.also)

@@ -409,6 +409,25 @@ def test_after_a_damaged_checkpoint_a_loop_saves_its_steps_again(tmp_path):
     assert (tmp_path / "damaged_step-00000002").exists()
 
 
+@pytest.mark.parametrize("is_swapped", [True, False])
+def test_a_loop_does_not_begin_anew_beside_checkpoints_that_are_not_valid(is_swapped, tmp_path):
+    """Be they damaged, or whole and of another step than their names."""
+    loop = Loop(None).train(1)
+    manager = loop.manager(tmp_path)
+    places = [manager.save(step) for step in (1, 2)]
+    if is_swapped:
+        for path, to in zip((*places, tmp_path / "x"), (tmp_path / "x", *places), strict=True):
+            path.rename(to)
+    else:
+        for path in places:
+            (path / "manifest.json").write_bytes(b"")
+    before = loop.weights()
+    with capture_logs(), pytest.raises(BadInput, match="there is no valid checkpoint in"):
+        manager.restore()
+    assert same(loop.weights(), before)
+    assert sorted(tmp_path.glob("*step-*")) == places
+
+
 @pytest.mark.parametrize("value", [object(), defaultdict(int), {Path("x"): 1}.keys()], ids=type)
 def test_what_cannot_be_read_again_is_not_written(value, tmp_path):
     """A checkpoint that nobody can load would take the place of one that somebody can."""

@@ -288,6 +288,11 @@ def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None
     raise NoCheckpoint(f"there is no valid checkpoint in {folder}")
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a regular checkpoint in a folder, valid or not."""
+    return bool(_regular(folder))
+
+
 def _regular(folder: Path) -> list[Path]:
     """Return the regular checkpoints, valid or not, the newest first."""
     start = folder_of(REGULAR, 0)[:5]
