@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from attrs import define, field
@@ -328,6 +328,12 @@ class CheckpointManager:
     def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        """Refuse to be copied or pickled: a copy of the model is another loop's."""
+        problem = "a CheckpointManager cannot be copied or pickled: it has the folder of one loop"
+        hint = "make one for the copied model, with a folder of its own"
+        raise BadInput(problem, key="folder", hint=hint)
 
     def _check_place(self) -> None:
         if self._lock is not None:

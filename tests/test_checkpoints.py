@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -648,6 +649,13 @@ def test_a_loop_that_trains_while_it_is_saved_is_refused(what, tmp_path, monkeyp
                 save()
     assert not [*tmp_path.glob("*/*-*"), *tmp_path.glob("*/anomaly*")]
     assert manager.save(1).exists()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_manager_is_not_copied(copied, tmp_path):
+    """The copy would save the copy of the model in the place of the model."""
+    with pytest.raises(BadInput, match=r"^folder: a CheckpointManager cannot be copied or pickled"):
+        copied(Loop(None).manager(tmp_path))
 
 
 def test_another_optimizer_is_refused_by_name(tmp_path):
