@@ -8,18 +8,25 @@ others go on with random numbers of their own, and a warning says so.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unkept, warn_of_hidden
+from altcore.engine import (
+    AsBuilt,
+    OwnLoop,
+    Stateful,
+    StepWatch,
+    standing_still,
+    unkept,
+    warn_of_hidden,
+)
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -35,8 +42,11 @@ from altcore.runs import (
     NoCheckpoint,
     by_merit,
     check_loop_folder,
+    check_newest,
     check_no_linked,
+    comparable,
     folder_at,
+    has_checkpoint,
     is_checkpoint,
     list_checkpoints,
     load_newest,
@@ -52,6 +62,10 @@ from altcore.runs import load_checkpoint as read_checkpoint
 NOT_TO_BE_WRITTEN = BadInput, NoSpace
 """Errors of a folder into which somebody else saves, or that can only be read: reading needs none
 of it."""
+
+
+Confirm = Callable[[], None]
+"""Raises `BadInput` if the loop moved on since it was looked at."""
 
 
 @contextmanager
@@ -94,25 +108,26 @@ def save_checkpoint(
         BadInput: if a weight, moment or scale is not finite, or another tensor in ``also`` is NaN,
             which is no state to go on from, if an optimizer keeps what a checkpoint cannot or
             moves parameters of no module that is kept, if `load_checkpoint` would refuse the state,
-            if another process or a `CheckpointManager` saves into the folder, or if an argument is
-            wrong.
+            if the weights change meanwhile, in another thread, if another process or a
+            `CheckpointManager` saves into the folder, or if an argument is wrong.
         NoSpace: if the disk is full; what was there stays.
     """
     loop = OwnLoop.of(model, optimizer, q, scaler, also)
-    folder, number = folder_at(path), _number(value)
-    state = loop.state(step)
-    if bad := loop.not_finite(state):
-        problem = f"{bad} is not finite after step {step}: it is no state to go on from"
-        raise BadInput(problem, key="model")
-    loop.check_own(state)
-    warn_of_hidden([*unkept(loop, state), *loop.hidden(loop.built())])
-    check_loop_folder(folder)
-    with saving_alone(folder):
-        lock = lock_folder(folder)
-        try:
-            return save_of_loop(folder, REGULAR, state, number)
-        finally:
-            lock.release()
+    folder, number = folder_at(path), comparable(value)
+    with standing_still(loop) as confirm:
+        state = loop.state(step)
+        if bad := loop.not_finite(state):
+            problem = f"{bad} is not finite after step {step}: it is no state to go on from"
+            raise BadInput(problem, key="model")
+        loop.check_own(state)
+        warn_of_hidden([*unkept(loop, state), *loop.hidden(loop.built())])
+        check_loop_folder(folder)
+        with saving_alone(folder):
+            lock = lock_folder(folder)
+            try:
+                return save_of_loop(folder, REGULAR, state, number, confirm)
+            finally:
+                lock.release()
 
 
 @_as_usual()
@@ -232,40 +247,12 @@ class CheckpointManager:
         somebody else by the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
         """
         self._check_place()
-        loop, number = self._loop(), _number(value)
-        state = loop.state(step, self._built)
-        step = state["step"]
-        check_loop_folder(self.folder)
-        with self._writing():
-            found = list_checkpoints(self.folder, strict=False)
-            newest = max((k.step for k in found if k.kind == REGULAR), default=-1)
-            is_own = newest in self._own
-            if newest >= 0 and (newest > step or not is_own):
-                whose = "" if is_own else ", which this manager has neither written nor restored"
-                there = f"there is a checkpoint of step {newest}{whose}"
-                hint = "restore() goes on from it; a new loop takes a folder of its own"
-                problem = f"{self.folder}: {there}, and step {step} is to be saved"
-                raise BadInput(problem, key="step", hint=hint)
-            if bad := loop.not_finite(state, self._unwatched):
-                problem = "the state is not finite: no checkpoint to go on from"
-                log.warning(problem, first=bad, step=step)
-                return self._write_anomaly(state)
-            loop.check_own(state, self._built)
-            hidden = [*self._steps.hidden(loop, state), *loop.hidden(self._built)]
-            if self._hidden != hidden:
-                warn_of_hidden(hidden)
-                self._hidden = hidden
-            path = save_of_loop(self.folder, REGULAR, state, number)
-            self._own.add(step)
-            retain(
-                self.folder,
-                monitor=VALUE,
-                mode=self.mode,
-                max_checkpoints=self.max_checkpoints,
-                keep_best=self.keep_best,
-                own=self._own,
-            )
-            return path
+        loop, number = self._loop(), comparable(value)
+        with standing_still(loop) as confirm:
+            state = loop.state(step, self._built)
+            check_loop_folder(self.folder)
+            with self._writing():
+                return self._write(loop, state, number, confirm)
 
     @_as_usual()
     def save_on_anomaly(self, step: int) -> Path | None:
@@ -274,10 +261,12 @@ class CheckpointManager:
         It and the last checkpoint before it stay, and nothing goes on from it by itself.
         """
         self._check_place()
-        state = self._loop().state(step, self._built)
-        check_loop_folder(self.folder)
-        with self._writing():
-            return self._write_anomaly(state)
+        loop = self._loop()
+        with standing_still(loop) as confirm:
+            state = loop.state(step, self._built)
+            check_loop_folder(self.folder)
+            with self._writing():
+                return self._write_anomaly(state, confirm)
 
     @_as_usual()
     def latest(self) -> Path | None:
@@ -307,11 +296,12 @@ class CheckpointManager:
         """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
 
         Later ones, which are damaged, are renamed to ``damaged_...``, unless somebody else saves
-        into the folder, or it can only be read.
+        into the folder, or it can only be read. Raises `BadInput` if there are checkpoints, and
+        none is valid, and whatever `load_checkpoint` raises.
         """
         self._check_place()
         check_no_linked(self.folder)
-        if not self._regular():
+        if not has_checkpoint(self.folder):
             return 0
         given = (self.model, self.optimizer, self.q, self.scaler)
         step = load_checkpoint(self.folder, *given, also=self.also)
@@ -339,6 +329,12 @@ class CheckpointManager:
         """Close it."""
         self.close()
 
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        """Refuse to be copied or pickled: a copy of the model is another loop's."""
+        problem = "a CheckpointManager cannot be copied or pickled: it has the folder of one loop"
+        hint = "make one for the copied model, with a folder of its own"
+        raise BadInput(problem, key="folder", hint=hint)
+
     def _check_place(self) -> None:
         if self._lock is not None:
             try:
@@ -360,29 +356,40 @@ class CheckpointManager:
                 if is_new and not is_to_stay:
                     self._release()
 
-    def _write_anomaly(self, state: Mapping[str, Any]) -> Path | None:
+    def _write(
+        self, loop: OwnLoop, state: Mapping[str, Any], value: float | None, confirm: Confirm
+    ) -> Path | None:
+        step = state["step"]
+        check_newest(self.folder, step, self._own)
+        if bad := loop.not_finite(state, self._unwatched):
+            problem = "the state is not finite: no checkpoint to go on from"
+            log.warning(problem, first=bad, step=step)
+            return self._write_anomaly(state, confirm)
+        loop.check_own(state, self._built)
+        hidden = [*self._steps.hidden(loop, state), *loop.hidden(self._built)]
+        if self._hidden != hidden:
+            warn_of_hidden(hidden)
+            self._hidden = hidden
+        path = save_of_loop(self.folder, REGULAR, state, value, confirm)
+        self._own.add(step)
+        retain(
+            self.folder,
+            monitor=VALUE,
+            mode=self.mode,
+            max_checkpoints=self.max_checkpoints,
+            keep_best=self.keep_best,
+            own=self._own,
+        )
+        return path
+
+    def _write_anomaly(self, state: Mapping[str, Any], confirm: Confirm) -> Path | None:
         found = list_checkpoints(self.folder, strict=False)
         if any(kept.kind == ANOMALY for kept in found):
             return None
-        return save_of_loop(self.folder, ANOMALY, state, None)
+        return save_of_loop(self.folder, ANOMALY, state, None, confirm)
 
     def _regular(self) -> list[Kept]:
         return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
 
     def _loop(self) -> OwnLoop:
         return OwnLoop.of(self.model, self.optimizer, self.q, self.scaler, self.also)
-
-
-def _number(value: float | torch.Tensor | None) -> float | None:
-    """Return what checkpoints are compared by; None if it is not finite."""
-    if isinstance(value, torch.Tensor) and value.numel() == 1:  # a loss
-        value = value.item()
-    told = as_builtin(value)
-    if told is None:
-        return None
-    if isinstance(told, bool) or not isinstance(told, int | float):
-        raise BadInput(f"a number is needed, not {shown(value)}", key="value")
-    try:
-        return told if math.isfinite(told) else None
-    except OverflowError as error:
-        raise BadInput("it is too large for a float", key="value") from error

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -409,6 +410,25 @@ def test_after_a_damaged_checkpoint_a_loop_saves_its_steps_again(tmp_path):
     assert (tmp_path / "damaged_step-00000002").exists()
 
 
+@pytest.mark.parametrize("is_swapped", [True, False])
+def test_a_loop_does_not_begin_anew_beside_checkpoints_that_are_not_valid(is_swapped, tmp_path):
+    """Be they damaged, or whole and of another step than their names."""
+    loop = Loop(None).train(1)
+    manager = loop.manager(tmp_path)
+    places = [manager.save(step) for step in (1, 2)]
+    if is_swapped:
+        for path, to in zip((*places, tmp_path / "x"), (tmp_path / "x", *places), strict=True):
+            path.rename(to)
+    else:
+        for path in places:
+            (path / "manifest.json").write_bytes(b"")
+    before = loop.weights()
+    with capture_logs(), pytest.raises(BadInput, match="there is no valid checkpoint in"):
+        manager.restore()
+    assert same(loop.weights(), before)
+    assert sorted(tmp_path.glob("*step-*")) == places
+
+
 @pytest.mark.parametrize("value", [object(), defaultdict(int), {Path("x"): 1}.keys()], ids=type)
 def test_what_cannot_be_read_again_is_not_written(value, tmp_path):
     """A checkpoint that nobody can load would take the place of one that somebody can."""
@@ -599,6 +619,43 @@ def test_threads_take_turns(tmp_path):
         thread.join()
     assert all("is to be saved" in text for text in failed)
     assert [manager.latest().name for manager in managers] == ["step-00000014"] * 3
+
+
+@pytest.mark.parametrize("what", ["weight", "moment", "gradient"])
+def test_a_loop_that_trains_while_it_is_saved_is_refused(what, tmp_path, monkeypatch):
+    """Its checkpoint would be half of one step and half of the next; nothing is written."""
+    loop = Loop(None).train(1)
+    weight = loop.model[0].weight
+    moved = {
+        "weight": weight,
+        "moment": loop.optimizer.state[weight]["exp_avg"],
+        "gradient": weight.grad,
+    }[what]
+    manager, write = loop.manager(tmp_path / "a"), torch.save
+
+    def write_and_move(*given, **named):
+        write(*given, **named)
+        with torch.no_grad():
+            moved.add_(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", write_and_move)
+        for save in (
+            lambda: manager.save(1),
+            lambda: manager.save_on_anomaly(1),
+            lambda: altcore.save_checkpoint(tmp_path / "b", loop.model, loop.optimizer, None, 1),
+        ):
+            with pytest.raises(BadInput, match="the weights changed while they were saved"):
+                save()
+    assert not [*tmp_path.glob("*/*-*"), *tmp_path.glob("*/anomaly*")]
+    assert manager.save(1).exists()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_manager_is_not_copied(copied, tmp_path):
+    """The copy would save the copy of the model in the place of the model."""
+    with pytest.raises(BadInput, match=r"^folder: a CheckpointManager cannot be copied or pickled"):
+        copied(Loop(None).manager(tmp_path))
 
 
 def test_another_optimizer_is_refused_by_name(tmp_path):

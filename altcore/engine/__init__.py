@@ -39,6 +39,7 @@ from altcore.engine.module_kinds import kinds_of
 from altcore.engine.one_run import only_run
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.own_steps import StepWatch, unkept
+from altcore.engine.own_stillness import standing_still
 from altcore.engine.process_possessions import process_kept
 from altcore.engine.randomness import random_state, seeded, set_random_state
 from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
@@ -98,6 +99,7 @@ __all__ = [
     "resumed_with_sources",
     "seeded",
     "set_random_state",
+    "standing_still",
     "unkept",
     "warn_of_hidden",
     "world_size",

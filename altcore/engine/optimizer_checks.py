@@ -1,13 +1,14 @@
 """Checks of an optimizer's state in a checkpoint against the optimizer that is to load it.
 
 torch trusts the shapes that it loads: its fused optimizers write past the end of a moment that is
-too small. Other optimizers, subclasses of torch's too, may keep any state: of theirs the shapes are
-compared with the layout that was written beside it.
+too small. Other optimizers, subclasses of torch's too, may keep any state and options: shapes of
+their state are compared with the layout that was written beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -99,8 +100,10 @@ def check_optimizer(
     groups, built = state["param_groups"], optimizer.state_dict()["param_groups"]
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in built]:
         raise InvalidCheckpoint("the optimizer has other groups of parameters")
+    options = _options_of_torch(optimizer)
     for given, own in zip(groups, built, strict=True):
-        _check_group(given, {key: own[key] for key in optimizer.defaults if key in own})
+        read = {key: own[key] for key in optimizer.defaults if key in own}
+        _check_group(given, read, options)
     indices = [i for group in groups for i in group["params"]]
     own_parameters = [p for group in optimizer.param_groups for p in group["params"]]
     of_index = dict(zip(indices, own_parameters, strict=True))
@@ -118,19 +121,35 @@ def check_optimizer(
     return [(of_index[i], entry) for i, entry in entries.items()]
 
 
-def _check_group(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Check what the optimizer reads of a group; others, as schedulers, may add keys to it."""
+def _check_group(
+    given: Mapping[str, Any], own: Mapping[str, Any], options: Collection[str]
+) -> None:
+    """Check what the optimizer reads of a group; others, as schedulers, may add keys to it.
+
+    ``options`` are those of torch. The others are whatever an optimizer made of them: a list that
+    grew is none the worse, and loading restores it.
+    """
     if missing := sorted(own.keys() - given.keys()):
         raise InvalidCheckpoint(f"a group of the optimizer is not whole: missing {missing[:3]}")
-    for key, value in own.items():
-        if not _fits(given[key], value):
-            raise InvalidCheckpoint(f"the optimizer's {key} is {given[key]!r:.60}")
+    for key in sorted(own.keys() & options):
+        if not _fits(given[key], own[key]):
+            raise InvalidCheckpoint(
+                f"{key} is {given[key]!r:.60} in the checkpoint, and {own[key]!r:.60} in the "
+                "optimizer"
+            )
+
+
+def _options_of_torch(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Return the options whose types torch's own optimizers, some of them in C++, count on."""
+    kinds = [kind for kind in type(optimizer).__mro__ if kind.__module__.startswith("torch.optim.")]
+    return {name for kind in kinds for name in signature(kind).parameters}
 
 
 def _fits(given: Any, own: Any) -> bool:
     """Whether one value of an option may take the place of another.
 
-    A number may be a tensor. An option that is None, as ``foreach``, is one that torch chooses.
+    A number may be a tensor, and a flag a number. An option that is None, as ``foreach``, is one
+    that torch chooses.
     """
     if own is None or (given is None and isinstance(own, bool | str)):
         return True
@@ -145,7 +164,7 @@ def _fits(given: Any, own: Any) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float)
 
 
 def _has_known_shapes(optimizer: torch.optim.Optimizer) -> bool:

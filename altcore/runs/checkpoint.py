@@ -70,11 +70,15 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, state: Mapping[str, Any] | None, manifest: Mapping[str, Any]
+    folder: Path,
+    state: Mapping[str, Any] | None,
+    manifest: Mapping[str, Any],
+    confirm: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint into ``folder``, with the name that its manifest gives; return its path.
 
-    One of the same name is replaced.
+    One of the same name is replaced. ``confirm`` may raise once all is written: then nothing is
+    there.
 
     Raises:
         NoSpace: if the disk is full; earlier files stay.
@@ -88,6 +92,7 @@ def save_checkpoint(
             durable.make_folder(temporary)
             files = {n: write_tensors(temporary / n, part) for n, part in _parts(state).items()}
             durable.write_file(temporary / MANIFEST, encode_manifest({**manifest, "files": files}))
+            confirm()
             put_in_place(temporary, final)
     except BaseException:
         durable.remove(temporary)
@@ -281,6 +286,11 @@ def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None
                 _warn_of_invalid(other, why)
             return checkpoint
     raise NoCheckpoint(f"there is no valid checkpoint in {folder}")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a regular checkpoint in a folder, valid or not."""
+    return bool(_regular(folder))
 
 
 def _regular(folder: Path) -> list[Path]:

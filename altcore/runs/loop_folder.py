@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from altcore import durable
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, shown
 from altcore.runs.checkpoint import save_checkpoint
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
 from altcore.runs.kept import list_checkpoints
-from altcore.runs.manifest import TRAINING, check_no_linked
+from altcore.runs.manifest import REGULAR, TRAINING, check_no_linked
 from altcore.runs.run_id import run_id_of
 
 OWN = ""
@@ -118,8 +122,48 @@ def check_loop_folder(folder: Path) -> None:
             raise BadInput(problem, key="folder", hint=hint)
 
 
-def save_of_loop(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
-    """Write the checkpoint of a loop's state, and its value; returns its path."""
+def check_newest(folder: Path, step: int, own: Container[int]) -> None:
+    """Raise `BadInput` if the newest checkpoint is later than a step, or not of the ``own`` ones.
+
+    What the loop saves would be removed as older, or follow another's.
+    """
+    found = list_checkpoints(folder, strict=False)
+    newest = max((kept.step for kept in found if kept.kind == REGULAR), default=-1)
+    is_own = newest in own
+    if newest >= 0 and (newest > step or not is_own):
+        whose = "" if is_own else ", which this manager has neither written nor restored"
+        there = f"there is a checkpoint of step {newest}{whose}"
+        hint = "restore() goes on from it; a new loop takes a folder of its own"
+        problem = f"{folder}: {there}, and step {step} is to be saved"
+        raise BadInput(problem, key="step", hint=hint)
+
+
+def comparable(value: float | Tensor | None) -> float | None:
+    """Return what checkpoints are compared by; None if it is not finite."""
+    if isinstance(value, Tensor) and value.numel() == 1:  # a loss
+        value = value.item()
+    told = as_builtin(value)
+    if told is None:
+        return None
+    if isinstance(told, bool) or not isinstance(told, int | float):
+        raise BadInput(f"a number is needed, not {shown(value)}", key="value")
+    try:
+        return told if math.isfinite(told) else None
+    except OverflowError as error:
+        raise BadInput("it is too large for a float", key="value") from error
+
+
+def save_of_loop(
+    folder: Path,
+    kind: str,
+    state: Mapping[str, Any],
+    value: float | None,
+    confirm: Callable[[], None],
+) -> Path:
+    """Write the checkpoint of a loop's state, and its value; returns its path.
+
+    ``confirm`` raises if the state is not what it was: then nothing is written.
+    """
     step = state["step"]
     manifest = {
         "kind": kind,
@@ -132,7 +176,7 @@ def save_of_loop(folder: Path, kind: str, state: Mapping[str, Any], value: float
         "environment": {},
         "run_id": OWN,
     }
-    return save_checkpoint(folder, state, manifest)
+    return save_checkpoint(folder, state, manifest, confirm)
 
 
 def _begin_anew() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn, optim
 
+import altcore
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
 from altcore.errors import InvalidCheckpoint
@@ -108,6 +109,39 @@ def test_groups_may_hold_more_than_the_optimizer_reads(change, is_saved):
     saved, now = optim.AdamW(model().parameters()), optim.AdamW(model().parameters())
     change((saved if is_saved else now).param_groups[0])
     check_optimizer(saved.state_dict(), now)
+
+
+class Remembering(optim.SGD):
+    """Makes something else of its own options as it goes."""
+
+    def __init__(self, parameters, lr=0.1):
+        super().__init__(parameters, lr, nesterov=False)
+        own = {"losses": [], "window": (1.0,), "table": torch.zeros(1), "phase": False, "seen": {}}
+        for name, value in own.items():
+            self.defaults[name] = self.param_groups[0][name] = value
+
+    def step(self, closure=None):
+        super().step(closure)
+        group = self.param_groups[0]
+        group.update(losses=[*group["losses"], 1.0], window=(*group["window"], 1.0))
+        group.update(table=torch.zeros(3), phase=2, nesterov=0)
+        group["seen"]["steps"] = 1
+
+
+def test_options_of_its_own_may_become_something_else(tmp_path):
+    """A checkpoint restores them; of torch's own options the kind stays, and both are named."""
+    m, optimizer = stepped(lambda m: Remembering(m.parameters()))
+    altcore.save_checkpoint(tmp_path, m, optimizer, None, 1)
+    other = model()
+    fresh = Remembering(other.parameters())
+    assert altcore.load_checkpoint(tmp_path, other, fresh, None) == 1
+    (was,), (now,) = optimizer.param_groups, fresh.param_groups
+    told = ("losses", "window", "phase", "seen", "nesterov")
+    assert {key: now[key] for key in told} == {key: was[key] for key in told}
+    assert torch.equal(now["table"], was["table"])
+    optimizer.param_groups[0]["momentum"] = "much"
+    with pytest.raises(InvalidCheckpoint, match=r"momentum is 'much' in .*, and 0 in the"):
+        check_optimizer(optimizer.state_dict(), fresh)
 
 
 def test_moments_of_parameters_in_another_order_are_refused():
