@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from torch.optim import optimizer as optimizers
 
 from altcore.engine import process_kept
 
@@ -24,6 +25,7 @@ READS = {
     "denormals": lambda: float(torch.full((1,), 1e-42).mul(1.0)),
     "function modes": torch._C._len_torch_function_stack,
     "hooks": lambda: len(torch.nn.modules.module._global_forward_hooks),
+    "hooks of steps": lambda: len(optimizers._global_optimizer_pre_hooks),
     "folder": os.getcwd,
     "locale": lambda: locale.setlocale(locale.LC_ALL),
     "environment": lambda: dict(os.environ),
@@ -45,6 +47,7 @@ def change(folder):
     torch.set_default_device("meta")
     torch.set_flush_denormal(True)
     torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    optimizers.register_optimizer_step_pre_hook(lambda *_: None)
     os.chdir(folder)
     locale.setlocale(locale.LC_NUMERIC, "C.UTF-8")
     os.environ["OMP_NUM_THREADS"] = "7"
