@@ -19,6 +19,7 @@ READS = {
     "precision of all products": lambda: torch.backends.fp32_precision,
     "precision of oneDNN": lambda: torch.backends.mkldnn.matmul.fp32_precision,
     "determinism": torch.are_deterministic_algorithms_enabled,
+    "fast path": torch.backends.mha.get_fastpath_enabled,
     "einsum": lambda: torch.backends.opt_einsum.strategy,
     "dtype": torch.get_default_dtype,
     "device": torch.get_default_device,
@@ -42,6 +43,7 @@ def change(folder):
     torch.backends.fp32_precision = "tf32"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())
+    torch.backends.mha.set_fastpath_enabled(not torch.backends.mha.get_fastpath_enabled())
     torch.backends.opt_einsum.strategy = "greedy"
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
