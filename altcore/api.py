@@ -17,6 +17,7 @@ from altcore.engine import (
     given_data,
     kinds_of,
     only_run,
+    plain_modes,
     prepare,
     process_kept,
     resumed_with_keys,
@@ -76,7 +77,8 @@ def train(
     """Train, and return the outcome, as ``altcore train`` does.
 
     Distributions whose metadata cannot be read are left out, and named by one warning a process.
-    Works under `torch.no_grad` and `torch.inference_mode`, too. A collapse is a result, no error.
+    Works under `torch.no_grad` and `torch.inference_mode`, too, and leaves the caller's autocast:
+    the types of products are those of ``compute``. A collapse is a result, no error.
     What the run's plugins change of the process, such as torch's threads and flags or the working
     directory, is put back when it ends: the next run computes as a first one.
     The threads of a process share random states and flags, so one of them trains at a time, and the
@@ -123,13 +125,12 @@ def train(
     if device is not None:
         given = given.evolve(device=device)
     given, batch = given_data(given, data)
-    # The caller may have switched gradients off.
+    # The caller may have switched gradients off, or autocast on.
     with (
         only_run(),
         process_kept(may_add_variables=True),
         handling_signals(),
-        torch.inference_mode(False),
-        torch.enable_grad(),
+        plain_modes(),
     ):
         with located(sources):
             engine = prepare(

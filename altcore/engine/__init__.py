@@ -3,6 +3,7 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
+from altcore.engine.ambient_modes import plain_modes
 from altcore.engine.as_built import AsBuilt
 from altcore.engine.building import (
     build_alone,
@@ -90,6 +91,7 @@ __all__ = [
     "nan_where_not_finite",
     "on_grid",
     "only_run",
+    "plain_modes",
     "prepare",
     "process_kept",
     "put_model",

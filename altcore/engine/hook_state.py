@@ -80,13 +80,14 @@ class Hooks:
                 if key in seen or any(is_no_state(name, who) for who in speakers):
                     continue
                 seen.add(key)
-                new = f"{name} of the hook {_name_of(hook)} on {place}"
+                new = f"{name} of the hook {name_of_hook(hook)} on {place}"
                 label = self._labels.setdefault(key, new)
                 found[label] = (*found.get(label, ()), *fingerprint(value, own))
         return {label: known for label, known in found.items() if known}
 
 
-def _name_of(hook: Any) -> str:
+def name_of_hook(hook: Any) -> str:
+    """Return the name of a hook's function, or of its class."""
     while isinstance(hook, partial):
         hook = hook.func
     return str(getattr(hook, "__qualname__", type(hook).__qualname__))

@@ -21,12 +21,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.nn.modules import module as torch_modules
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from altcore.engine.global_hooks import GlobalHooks, registries
 from altcore.engine.torch_flags import FLAGS, Flag
-from altcore.engine.trespass import Entries, Names, Possession, RandomStates, Value, attribute
+from altcore.engine.trespass import Names, Possession, RandomStates, Value, attribute
 
 SHOWN = 4
 """Modules that a message names."""
@@ -100,10 +100,9 @@ def _of_flags() -> Iterator[Possession]:
 
 
 def _of_hooks() -> Iterator[Possession]:
-    """Yield the hooks that torch calls for every module and every saved tensor."""
-    for name, held in vars(torch_modules).items():
-        if name.startswith("_global") and isinstance(held, dict):
-            yield Entries("the hooks of all modules", held, of_pass=True)
+    """Yield the hooks that torch calls for every module, optimizer and saved tensor."""
+    for _, whose, held in registries():
+        yield GlobalHooks(f"the hooks {whose}", held)
     yield ModeStack(torch._C._len_torch_function_stack, _leave_function_mode)
     yield ModeStack(_has_saving_hooks, torch._C._autograd._pop_saved_tensors_default_hooks)
 

@@ -20,6 +20,7 @@ from altcore.engine.collapse import Detector
 from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
 from altcore.engine.facts import facts_of
+from altcore.engine.global_hooks import about_global_hooks
 from altcore.engine.going_on import GoingOn, check_given, go_on
 from altcore.engine.identity import (
     about_unknown,
@@ -183,7 +184,8 @@ def _engine(
     )
     remarks = about_recipe(built.config, quantization)
     remarks += [*about_optimizer(built.optimizer, built.model), *about_unknown(identity)]
-    remarks += [*about_thread(), *about_warmup(built.config), *opening.remarks]
+    remarks += [*about_global_hooks(), *about_thread(), *about_warmup(built.config)]
+    remarks += opening.remarks
     for remark in remarks if ranks.rank == 0 else ():
         log.warning(remark)
     engine = Engine(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import _tensor_str
 from torch.backends import cuda as cuda_products
-from torch.backends import cudnn, mkldnn, opt_einsum
+from torch.backends import cudnn, mha, mkldnn, opt_einsum
 
 
 class Flag(NamedTuple):
@@ -127,6 +127,11 @@ FLAGS = (
         "torch's attention of cuDNN",
         cuda_products.cudnn_sdp_enabled,
         cuda_products.enable_cudnn_sdp,
+    ),
+    Flag(
+        "torch's fast path of transformer layers",
+        mha.get_fastpath_enabled,
+        mha.set_fastpath_enabled,
     ),
     Flag("torch's plain attention", cuda_products.math_sdp_enabled, cuda_products.enable_math_sdp),
 )

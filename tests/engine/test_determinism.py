@@ -52,6 +52,17 @@ def test_the_same_seed_gives_the_same_bits(start, keys):
     assert metrics_bytes(one.run_directory) == metrics_bytes(other.run_directory)
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_an_autocast_of_the_caller_changes_no_bit(start, compute):
+    """Backward passes would be in it, and its cache of cast weights would never be cleared."""
+    keys = {"compute": compute, "max_steps": 2, "eval_interval": 1}
+    outside = start(name="outside", **keys)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = start(name="within", **keys)
+    assert weights_sha256(within.run_directory) == weights_sha256(outside.run_directory)
+    assert metrics_bytes(within.run_directory) == metrics_bytes(outside.run_directory)
+
+
 def test_another_seed_gives_others(start):
     """Weights, batches and random bits are functions of the seed."""
     one, other = start(name="a", seed=1), start(name="b", seed=2)

@@ -19,6 +19,7 @@ from attrs import define
 from helpers import events, metrics_bytes, weights_sha256
 from helpers_plugins import make
 from structlog.testing import capture_logs
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from altcore import hookimpl
 from altcore.engine.process_possessions import Stream
@@ -155,6 +156,10 @@ def leave_loss_hook(run, step):
 
 def leave_global_hook(run, step):
     torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+
+
+def leave_global_step_hook(run, step):
+    register_optimizer_step_pre_hook(lambda *_: None)
 
 
 def leave_optimizer_hook(run, step):
@@ -494,6 +499,7 @@ CHANGES = {
     leave_node_pre_hook: "the hooks of weight",
     leave_loss_hook: "the hooks of the loss",
     leave_global_hook: "the hooks of all modules",
+    leave_global_step_hook: "the hooks of all optimizers",
     leave_optimizer_hook: "the optimizer's hooks",
     leave_mode: "the modes of torch",
     keep_elsewhere: "the modes of torch",

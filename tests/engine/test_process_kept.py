@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from torch.optim import optimizer as optimizers
 
 from altcore.engine import process_kept
 
@@ -18,12 +19,14 @@ READS = {
     "precision of all products": lambda: torch.backends.fp32_precision,
     "precision of oneDNN": lambda: torch.backends.mkldnn.matmul.fp32_precision,
     "determinism": torch.are_deterministic_algorithms_enabled,
+    "fast path": torch.backends.mha.get_fastpath_enabled,
     "einsum": lambda: torch.backends.opt_einsum.strategy,
     "dtype": torch.get_default_dtype,
     "device": torch.get_default_device,
     "denormals": lambda: float(torch.full((1,), 1e-42).mul(1.0)),
     "function modes": torch._C._len_torch_function_stack,
     "hooks": lambda: len(torch.nn.modules.module._global_forward_hooks),
+    "hooks of steps": lambda: len(optimizers._global_optimizer_pre_hooks),
     "folder": os.getcwd,
     "locale": lambda: locale.setlocale(locale.LC_ALL),
     "environment": lambda: dict(os.environ),
@@ -40,11 +43,13 @@ def change(folder):
     torch.backends.fp32_precision = "tf32"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())
+    torch.backends.mha.set_fastpath_enabled(not torch.backends.mha.get_fastpath_enabled())
     torch.backends.opt_einsum.strategy = "greedy"
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     torch.set_flush_denormal(True)
     torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    optimizers.register_optimizer_step_pre_hook(lambda *_: None)
     os.chdir(folder)
     locale.setlocale(locale.LC_NUMERIC, "C.UTF-8")
     os.environ["OMP_NUM_THREADS"] = "7"
