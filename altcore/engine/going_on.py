@@ -13,7 +13,7 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.building import Built
 from altcore.engine.changed_formats import identities, take_new_values, usable_snapshots
-from altcore.engine.identity import given_in
+from altcore.engine.given_parts import given_in
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.loop import Engine
 from altcore.engine.optimizer_checks import layout_of
