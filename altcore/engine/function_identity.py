@@ -29,6 +29,8 @@ DEPTH, MOST = 2, 256
 """Levels of containers that are looked into, and parts of one of them."""
 LARGE = 2**16
 """Elements of a tensor or an array; of a larger one some are looked at, evenly spaced."""
+WORD = re.compile(r"[\w .-]{0,16}")
+"""Text that a manifest shows; other text is known by its digest, since it may be a secret."""
 LONGEST = 60
 """Letters of a value in a manifest; a longer one is known by its digest."""
 OF_GLOBALS = (str, int, float, complex, torch.dtype, Tensor)
@@ -72,6 +74,8 @@ def _text(value: Any, depth: int = DEPTH) -> str:
             return f"{kind}.{value.name}"
         if isinstance(value, str) and PLACE.fullmatch(value):
             return kind
+        if isinstance(value, str | bytes) and not WORD.fullmatch(str(value)):
+            return f"{kind} {sha256(repr(value).encode()).hexdigest()[:DIGITS]}"
         if type(value) in (*PLAIN, bool, complex, torch.dtype):
             return repr(value)
         if isinstance(value, Tensor) or is_array(value):

@@ -103,6 +103,8 @@ OTHERS = {
     "a large tensor": (lambda x: BOUND(w=x), LARGE, LARGE + 1, f"w=[{len(LARGE)}] "),
     "two lambdas": (lambda x: LAMBDAS[x], 0, 1, "<lambda>, given from Python, with code "),
     "a closure": (closed, 0.1, 0.3, "with smoothing=0.1 and is "),
+    "a text": (closed, "mean", "sum", "with smoothing='mean' and is "),
+    "a text that may be a secret": (closed, "hf_" + 20 * "a", "b", "with smoothing=str "),
     "a default": (of_default, 0.1, 0.3, "with smoothing=0.1 and is "),
     "a default of a keyword": (of_keyword, 0.1, 0.3, "with smoothing=0.1 and is "),
     "a global": (of_global, 0.1, 0.3, "with SMOOTHING=0.1 and is "),
