@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import sys
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -197,6 +197,8 @@ def test_what_came_from_python_is_compared(start):
     assert "data=..." in missing["hint"]
     _, (missing,) = told(loss=None)
     assert missing["event"].startswith("loss was own_loss, given from Python and is none")
+    _, (other,) = told(loss=wraps(own_loss)(lambda model, batch: model(batch[0]).sum()))
+    assert "loss was own_loss, given from Python, with code " in other["event"]
     _, (other,) = told(model=Tokens(torch.nn.GELU()))
     assert "with ReLU() as 1 and is Tokens" in other["event"]
     alone, news = told(with_data=False, data=None, loss=None)

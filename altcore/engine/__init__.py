@@ -17,8 +17,9 @@ from altcore.engine.building import (
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
+from altcore.engine.given_parts import given_from_python, given_in, identity_given
 from altcore.engine.hidden_state import warn_of_hidden
-from altcore.engine.identity import data_of, given_from_python, given_in, identity_given
+from altcore.engine.identity import data_of
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
     MeasureTable,

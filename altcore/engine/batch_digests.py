@@ -68,7 +68,7 @@ class _Digest:
     def _add(self, value: Any, place: str) -> None:
         if isinstance(value, Tensor):
             self._add_tensor(value, place)
-        elif _is_array(value):
+        elif is_array(value):
             self._add_array(value, place)
         elif isinstance(value, Mapping):
             self._add_all(_entries(value, place, "[{!r:.40}]"))
@@ -157,7 +157,7 @@ def _name_of(named: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}".removeprefix("builtins.")
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
     """Whether it is an array or a number of numpy, and nothing more, as a masked array is."""
     numpy = sys.modules.get("numpy")  # if there are arrays, somebody imported it
     return numpy is not None and (type(value) is numpy.ndarray or isinstance(value, numpy.generic))

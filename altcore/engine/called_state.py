@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import io
 from collections import deque
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
@@ -37,6 +37,7 @@ PLAIN = (int, float, str, bool, complex, bytes, type(None))
 """What is replaced, and never changed in its place."""
 FUNCTIONS = (FunctionType, MethodType, partial)
 NOT_HELD = (type, ModuleType, BuiltinMethodType)
+NAMED = (type, FunctionType, BuiltinMethodType)
 
 
 class Variable(NamedTuple):
@@ -46,6 +47,7 @@ class Variable(NamedTuple):
     value: Any
     owner: Any
     """Who may say that it is no state."""
+    is_global: bool = False
 
 
 @define
@@ -102,12 +104,36 @@ def variables_of_hook(hook: Any, own: Container[int]) -> list[Variable]:
     return [v for v in found if type(v.value) not in PLAIN or v.name in code.sets]
 
 
+class Called(NamedTuple):
+    """The parts of something that can be called."""
+
+    functions: list[FunctionType]
+    """Those that run, as far as they are of the caller's own module."""
+    names: set[str]
+    """Of functions and classes that these name or hold."""
+    variables: list[Variable]
+    """What these hold; of objects only what their code names, of modules all."""
+    sets: set[str]
+    """The names of variables and attributes that their code sets."""
+
+
+def parts_of(called: Any, own: Container[int]) -> Called:
+    """Return the parts of a function, a method, a module or another object that can be called."""
+    held = _Held(called, own)
+    code = held.code_with_methods(held.owners)
+    of_owners = [v for owner in held.owners for v in _attributes(owner)]
+    more = [v for v in of_owners if v.name in code.attributes or isinstance(v.owner, nn.Module)]
+    return Called(held.functions, held.names, [*held.variables, *more], code.sets)
+
+
 class _Held:
     """The functions that are called, what they hold, and the objects whose methods they are."""
 
     def __init__(self, called: Any, own: Container[int]) -> None:
         self.variables: list[Variable] = []
         self.owners: list[Any] = []
+        self.functions: list[FunctionType] = []
+        self.names: set[str] = set()
         self.code, self._own = _Code(), own
         left, seen = deque([called]), set[int]()
         while left:
@@ -119,7 +145,9 @@ class _Held:
         """Note what one holds; returns what it calls."""
         if isinstance(part, partial):
             self._note({"args": part.args, **part.keywords}, part)
-            return [part.func]
+            held = (*part.args, *part.keywords.values())
+            self._name(held)
+            return [part.func, *(x for x in held if isinstance(x, FUNCTIONS))]
         if isinstance(part, MethodType):
             self._note_owner(part.__self__)
             return [part.__func__]
@@ -131,11 +159,14 @@ class _Held:
             self._note({type(part.__self__).__name__: part.__self__}, part)
             return []
         self._note_owner(part)
-        call = type(part).forward if isinstance(part, nn.Module) else type(part).__call__
-        return [call] if isinstance(call, FunctionType) else []
+        calls = [type(part).__call__]
+        if isinstance(part, nn.Module):
+            calls = [type(x).forward for x in part.modules() if not is_own(x, self._own)]
+        return [call for call in calls if isinstance(call, FunctionType)]
 
     def _look_at_function(self, function: FunctionType) -> list[Any]:
         code, named = function.__code__, _named_in(function.__code__)
+        self.functions.append(function)
         self.code.add(named)
         of_module = {k: v for k, v in function.__globals__.items() if k in named.reads}
         arguments = code.co_varnames[: code.co_argcount][::-1]
@@ -144,14 +175,19 @@ class _Held:
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             with suppress(ValueError):  # nothing yet
                 held[name] = cell.cell_contents
-        self._note({**of_module, **held}, function)
+        self._note({k: v for k, v in of_module.items() if k not in held}, function, is_global=True)
+        self._note(held, function)
+        self._name((*of_module.values(), *held.values()))
         helpers = [x for x in of_module.values() if _module_of(x) == _module_of(function)]
         return [x for x in (*held.values(), *helpers) if isinstance(x, FUNCTIONS)]
 
-    def _note(self, held: Mapping[str, Any], owner: Any) -> None:
+    def _note(self, held: Mapping[str, Any], owner: Any, *, is_global: bool = False) -> None:
         for name, value in held.items():
             if not (isinstance(value, FUNCTIONS + NOT_HELD) or self._is_kept(value)):
-                self.variables.append(Variable(name, value, owner))
+                self.variables.append(Variable(name, value, owner, is_global))
+
+    def _name(self, held: Iterable[Any]) -> None:
+        self.names |= {x.__qualname__ for x in held if isinstance(x, NAMED)}
 
     def _note_owner(self, owner: Any) -> None:
         if not (isinstance(owner, type) or self._is_kept(owner)):
@@ -172,6 +208,7 @@ class _Held:
             for method in {getattr(type(x), name, None) for x in objects}:
                 if isinstance(method, FunctionType) and not _is_librarys(_module_of(method)):
                     more = _named_in(method.__code__)
+                    self.functions.append(method)
                     code.add(more)
                     left.extend(more.attributes - seen)
                     seen |= more.attributes
@@ -213,7 +250,7 @@ def variables_in(called: Mapping[str, Any], own: Container[int]) -> dict[str, Fi
     """Return what the variables of functions, by place, are known by; None is no function."""
     found: dict[str, Fingerprint] = {}
     for place, function in called.items():
-        for name, value, owner in [] if function is None else variables(function, own):
+        for name, value, owner, _ in [] if function is None else variables(function, own):
             if not (is_no_state(name, owner) or is_no_state(name, function)):
                 label = f"{name} of {place}"
                 found[label] = (*found.get(label, ()), *fingerprint(value, own))
@@ -228,7 +265,7 @@ def untrained(loss: Any, model: nn.Module, optimizer: Optimizer) -> list[str]:
     own = {id(p) for params in (model.parameters(), *groups) for p in params}
     found = (
         name
-        for name, value, _ in variables(loss, own_of([*model.modules(), optimizer]))
+        for name, value, *_ in variables(loss, own_of([*model.modules(), optimizer]))
         for x in tensors_in([*reached([value]).values()])
         if id(x) not in own and x.is_leaf and x.grad is not None
     )

@@ -21,8 +21,13 @@ def code_digest(function: Any) -> str | None:
     if callable(function) and not isinstance(function, FunctionType | MethodType):
         function = type(function).__call__
     code = getattr(inspect.unwrap(function), "__code__", None)
+    return digest_of(code) if code else None
+
+
+def digest_of(code: CodeType) -> str:
+    """Return the digest of code, without its place."""
     # Version 2 of marshal writes the same for the same code.
-    return sha256(marshal.dumps(_placeless(code), 2)).hexdigest() if code else None
+    return sha256(marshal.dumps(_placeless(code), 2)).hexdigest()
 
 
 def _placeless(code: CodeType) -> CodeType:

@@ -13,7 +13,7 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.building import Built
 from altcore.engine.changed_formats import identities, take_new_values, usable_snapshots
-from altcore.engine.identity import given_in
+from altcore.engine.given_parts import given_in
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.loop import Engine
 from altcore.engine.optimizer_checks import layout_of
@@ -50,8 +50,8 @@ from altcore.runs import (
     tidy,
 )
 
-CODE = ("altcore", "torch", "python")
-"""Parts of the platform of which another version may have states of another form."""
+FORMS = ("altcore", "torch", "python", "torch's default dtype")
+"""Parts of the platform that decide the form of a state."""
 
 
 def check_given(directory: RunDirectory, given: Mapping[str, Any], allowed: Sequence[str]) -> None:
@@ -151,7 +151,7 @@ def go_on(
 
     def check_own_model(found: Checkpoint) -> None:
         if "model" in built.given:
-            _check_own_model(found, built, directory.path.name)
+            _check_own_model(found, built, directory.path.name, changes)
 
     def check(found: Checkpoint, plugins: Sequence[Plugin]) -> None:
         check_run_id(found.path, found.manifest, directory.run_id)
@@ -177,7 +177,7 @@ def go_on(
                 state = {**snapshot, "model": snapshot.get("weights"), "buffer_forms": forms}
                 check_weights_and_moments(state, built)
         except InvalidCheckpoint as error:
-            causes = [str(c) for c in changes if c.is_decisive or c.what in CODE]
+            causes = [str(c) for c in changes if c.is_decisive or c.what in FORMS]
             if not causes:
                 unfit.append(error)
                 raise UnfitState(str(error)) from error
@@ -297,7 +297,7 @@ def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:
         raise InvalidCheckpoint(f"{problem}: {error}") from error
 
 
-def _check_own_model(found: Checkpoint, built: Built, name: str) -> None:
+def _check_own_model(found: Checkpoint, built: Built, name: str, changes: Sequence[Change]) -> None:
     """Raise `BadInput` if the model passed in has other tensors than the one that was trained.
 
     An earlier checkpoint would fit no better: its file is as it was written.
@@ -307,7 +307,8 @@ def _check_own_model(found: Checkpoint, built: Built, name: str) -> None:
             check_tensors(found.state or {}, built.model)
         except InvalidCheckpoint as error:
             problem = f"the model passed in is not the one that was trained: {error}"
-            raise BadInput(problem, key=f"--resume {name}") from error
+            hint = "; ".join(str(c) for c in changes if c.what in FORMS)
+            raise BadInput(problem, key=f"--resume {name}", hint=hint) from error
 
 
 def _without_moments(found: Checkpoint, built: Built) -> None:

@@ -74,7 +74,7 @@ class Hooks:
         found: dict[str, Fingerprint] = {}
         seen: set[tuple[int, str]] = set()
         for (place, _), hook in hooks.items():
-            for name, value, owner in variables_of_hook(hook, own):
+            for name, value, owner, _ in variables_of_hook(hook, own):
                 key = (id(owner), name)
                 speakers = (owner, hook, *self.modules.values(), *self.optimizers.values())
                 if key in seen or any(is_no_state(name, who) for who in speakers):

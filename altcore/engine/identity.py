@@ -14,11 +14,10 @@ from torch import nn
 from altcore.engine.arithmetic import platform_on
 from altcore.engine.batch_digests import batch_digest
 from altcore.engine.building import Built
-from altcore.engine.module_kinds import kinds_of
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state import Workload
 from altcore.recipes import formats_in, some
-from altcore.runs import MODULES, NAME, UNKNOWN, identity_of
+from altcore.runs import UNKNOWN, identity_of
 
 DIGEST = "sha256"
 """The fact of a workload that digests its data."""
@@ -72,33 +71,3 @@ def digest_of_weights(model: nn.Module) -> str:
         {name: None if nn.parameter.is_lazy(x) or x.is_meta else x for name, x in named}
     )
     return digest
-
-
-def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an identity that names what came from Python."""
-    plugins = identity.get("plugin")
-    found = plugins.items() if isinstance(plugins, Mapping) else ()
-    return {k: v for k, v in found if isinstance(v, Mapping) and "distribution" not in v}
-
-
-def given_from_python(model: object, batch: object, loss: object = None) -> dict[str, str]:
-    """Return what the caller gave in the place of the workload's own, by name."""
-    is_module = isinstance(model, nn.Module)
-    given = {"model": type(model) if is_module else model, "data": batch, "loss": loss}
-    return {
-        name: f"{getattr(thing, '__qualname__', type(thing).__qualname__)}, given from Python"
-        for name, thing in given.items()
-        if thing is not None
-    }
-
-
-def identity_given(model: nn.Module | None, batch: object, loss: object) -> dict[str, Any]:
-    """Return what the caller gave as an identity holds it; a model with the kinds of its modules.
-
-    Of a model that is not quantized yet.
-    """
-    names = given_from_python(model, batch, loss)
-    found: dict[str, Any] = {part: {NAME: name} for part, name in names.items()}
-    if model is not None:
-        found["model"][MODULES] = kinds_of(model)
-    return found

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from altcore.config import TrainConfig
 from altcore.engine.function_code import code_digest
+from altcore.engine.given_parts import names_given
 from altcore.engine.plugins import Plugin
 from altcore.engine.ranks import Ranks
 from altcore.engine.shares import Drawn, check_drawn
@@ -97,6 +98,7 @@ def _check_parts(one: Mapping[str, Any], two: Mapping[str, Any], *ranks: int) ->
     First batches are left out: `check_shares` compares them, unless each rank draws its share only.
     """
     of_batch = one.get("data", {}).get("of") != "workload"
+    one, two = ({**x, "plugin": names_given(x.get("plugin") or {})} for x in (one, two))
     for change in compare(one, two):
         is_batch = of_batch and (change.kind, change.what) == ("data", "data")
         if (change.is_decisive and not is_batch) or change.what == "altcore":

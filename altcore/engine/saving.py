@@ -13,6 +13,7 @@ from altcore.engine.custom_workload import own_batches, own_loss, own_workload
 from altcore.engine.ending import Ending
 from altcore.engine.fingerprints import Fingerprint
 from altcore.engine.finite import is_finite
+from altcore.engine.given_parts import without_changing
 from altcore.engine.hidden_state import attributes_of_others, changed_in, no_state, own_of
 from altcore.engine.hook_state import Hooks
 from altcore.engine.model_state import misstated
@@ -191,6 +192,7 @@ class Saving:
         run = self.state.run
         hidden = [*self.state.built.hidden(), *self.hooks.changed()]
         hidden += changed_in(self.attributes, self._attributes())
+        self.identity = without_changing(self.identity, hidden)
         how = no_state(hidden)
         told = [f"{some(hidden)}: {UNSAVED}{f'. {how}' if how else ''}"] if hidden else []
         if late := self.hooks.late():

@@ -20,12 +20,12 @@ from altcore.engine.collapse import Detector
 from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
 from altcore.engine.facts import facts_of
+from altcore.engine.given_parts import identity_given
 from altcore.engine.global_hooks import about_global_hooks
 from altcore.engine.going_on import GoingOn, check_given, go_on
 from altcore.engine.identity import (
     about_unknown,
     digest_of_weights,
-    identity_given,
     run_identity,
 )
 from altcore.engine.loop import Engine

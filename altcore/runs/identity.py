@@ -19,6 +19,11 @@ from altcore.runs.source import source_digest
 
 NAME, MODULES = "name", "modules"
 """What a model that was given is known by: the name of its class, and the kind of each module."""
+CODE, VALUES = "code", "values"
+"""What a function that was given is known by, besides: the digest of its code by the version of
+Python's bytecode, and the values of its variables by name."""
+CHANGES = "changes as the run trains"
+"""Stands for the value of such a variable, which is then not compared."""
 INITIAL_WEIGHTS = "initial_weights"
 """The key of `environment.json` with the digest of the weights with which such a model came."""
 UNKNOWN = "unknown"
@@ -46,7 +51,8 @@ def identity_of(
         data: what the data are known by: ``sha256``, ``of``, and what the caller gave.
         where: the platform, as `platform_of` returns it.
         given: what came from Python in the place of the workload's own, by ``model``, ``data`` and
-            ``loss``: each with its `NAME`, a model with its `MODULES`.
+            ``loss``: each with its `NAME`, modules with their `MODULES`, functions with `CODE` and
+            `VALUES`.
         world_size: the number of processes that train together.
     """
     used = [*formats, *formats_within([config.format, list(map(values_of, owners.values()))])]

@@ -15,7 +15,7 @@ from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest, shown
 from altcore.recipes import some
 from altcore.runs.files_in_settings import by_owner, leaves
-from altcore.runs.identity import DIGITS, MODULES, NAME, UNKNOWN
+from altcore.runs.identity import CHANGES, CODE, DIGITS, MODULES, NAME, UNKNOWN, VALUES
 
 KINDS = ("configuration", "data", "format", "recipe", "plugin", "world_size")
 """What may not change unless ``--allow-change`` names it."""
@@ -166,9 +166,8 @@ def _plugin(before: Any, now: Any) -> list[Change]:
     for key, old, new in _differences(before, now):
         if key is _ORDER:
             continue
-        is_model = _get(old, MODULES) or _get(new, MODULES)
-        if is_model and _get(old, NAME) == _get(new, NAME):
-            changes += _own_model(key, old, new)
+        if _is_given(old) and _is_given(new) and old.get(NAME) == new.get(NAME):
+            changes += _given(key, old, new)
             continue
         same = [_get(old, k) == _get(new, k) and _get(old, k) for k in (NAME, "sha256")]
         severity = NOTED if all(same) else DECIDES
@@ -179,14 +178,34 @@ def _plugin(before: Any, now: Any) -> list[Change]:
     return changes
 
 
-def _own_model(key: str, before: Any, now: Any) -> list[Change]:
-    """Return how a model that was given differs from one of the same name."""
-    modules = changed_modules(_get(before, MODULES), _get(now, MODULES))
-    told = (
-        f"{_get(now, NAME)}, with {some([f'{kinds[i]} as {name}' for name, *kinds in modules], 2)}"
-        for i in (0, 1)
-    )
-    return [Change("plugin", key, *told)] if modules else []
+def _is_given(plugin: Any) -> bool:
+    """Whether it came from Python: no distribution brings it."""
+    return isinstance(plugin, Mapping) and "distribution" not in plugin
+
+
+def _given(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Return how what was given differs from that of the same name.
+
+    A part of it that one of them has no record of, as of an earlier altcore, does not differ.
+    """
+    modules = changed_modules(before.get(MODULES), now.get(MODULES))
+    told = [(f"{old} as {name}", f"{new} as {name}") for name, old, new in modules]
+    codes = before.get(CODE) or {}, now.get(CODE) or {}
+    told += [
+        (f"code {_text(old)}", f"code {_text(new)}")
+        for version, old, new in _differences(*codes)
+        if version in codes[0] and version in codes[1]
+    ]
+    if VALUES in before and VALUES in now:
+        told += [
+            (f"{name}={_text(old)}", f"{name}={_text(new)}")
+            for name, old, new in _differences(before[VALUES], now[VALUES])
+            if CHANGES not in (old, new)
+        ]
+    if not told:
+        return []
+    texts = (f"{now.get(NAME)}, with {some(parts, 2)}" for parts in zip(*told, strict=True))
+    return [Change("plugin", key, *texts)]
 
 
 def changed_modules(before: Any, now: Any) -> list[tuple[str, str, str]]:

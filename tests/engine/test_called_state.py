@@ -64,6 +64,26 @@ class Center(nn.Module):
         self.part.mean += 1
 
 
+class Whole(nn.Module):
+    """Calls a part, whose code keeps what it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Part()
+
+    def forward(self, model, batch):
+        self.part()
+
+
+class Part(nn.Module):
+    def forward(self):
+        SEEN["steps"] += 1
+
+
+def called(model, batch, function):
+    function(model, batch)
+
+
 STATE = {
     "a global": (lambda: by_global, ["SEEN"]),
     "an attribute": (lambda: by_attribute, ["steps"]),
@@ -73,7 +93,9 @@ STATE = {
     "an object": (Curriculum, ["total", "steps"]),
     "a method": (lambda: Curriculum().__call__, ["total", "steps"]),
     "a partial one": (lambda: functools.partial(by_default, seen=[]), ["seen"]),
+    "an argument": (lambda: functools.partial(called, function=in_closure()), ["steps"]),
     "a module": (Center, ["count", "mean"]),
+    "a module's part": (Whole, ["SEEN"]),
 }
 
 

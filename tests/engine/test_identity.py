@@ -213,6 +213,24 @@ def test_a_state_of_another_version_is_no_reason_to_go_back(start, run):
         start.resume("r", max_steps=4)
 
 
+@pytest.mark.parametrize("model", [None, torch.nn.Linear])
+def test_a_state_of_another_default_dtype_is_told_so(model, start):
+    """It decides the type of each weight that is built."""
+
+    def given():
+        return {} if model is None else {"model": model(1, 1), "loss": lambda m, b: m.weight.sum()}
+
+    altcore.train(start.config(name="r", format="none", max_steps=1), **given())
+    config = resuming.resumed("r", str(start.runs), max_steps=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        said = r"the dtype of .* torch's default dtype was torch.float32 and is torch.float64$"
+        with pytest.raises(BadInput, match=said):
+            altcore.train(config, resume="r", **given())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # ------------------------------------------------------------------------------------------- data
 
 
