@@ -17,8 +17,14 @@ _NO_DIFFERENCE = re.compile(r"(, )?inplace=(True|False)|0x[0-9a-f]+")
 
 
 def kinds_of(model: nn.Module) -> dict[str, str]:
-    """Return the class of each module, with what its ``extra_repr`` says of it."""
-    return {name: _kind(module) for name, module in model.named_modules()}
+    """Return the class of each module, with what its ``extra_repr`` says, and what is tied."""
+    first: dict[int, str] = {}
+    tied = {
+        name: f"tied to {first[id(p)]}"
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if first.setdefault(id(p), name) != name
+    }
+    return {name: _kind(module) for name, module in model.named_modules()} | tied
 
 
 def _kind(module: nn.Module) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
-from weakref import finalize, ref
+from weakref import WeakSet, finalize, ref
 
 import torch
 from attrs import frozen
@@ -25,11 +25,19 @@ from altcore.recipes import some
 
 UNKNOWN = "the optimizer that moves the weights: it is not the manager's"
 UNSCALED = "a GradScaler that steps the optimizer: pass it in as scaler"
+TURNS = 3
+"""Turns after which an optimizer is a part of the loop: two loops may follow one another."""
 FRAMES = 12
 """From a hook of an optimizer to its caller: wrappers of torch's and of schedulers are between."""
 KEEP = "name it in also"
 KEEP_OR_REMAKE = f"{KEEP}, or make a new manager if it took the place of the manager's"
+APART = "{} parameters that no module of the loop has: name both in also"
+"""Of an optimizer that steps whenever the manager's does, as that of a discriminator."""
 STALE = "neither the weights nor the gradients of the manager's model changed since the last save"
+
+
+_kept: WeakSet[torch.optim.Optimizer] = WeakSet()
+"""The optimizers that managers of this process keep: of several loops that train in turn."""
 
 
 @frozen
@@ -54,6 +62,7 @@ class StepWatch:
         self._model, self._optimizer, self._steps = loop.model, loop.optimizer, _Steps()
         self._steps.own, self._schedulers = id(self._optimizer), SchedulerWatch()
         self._hook: finalize[..., Any] | None = None
+        _kept.update(kept.optimizer for kept in loop.optimizers)
         self.begin()
 
     def begin(self, step: int | None = None) -> None:
@@ -79,7 +88,9 @@ class StepWatch:
         step, before, now = self._step, self._before, self._now()
         self._step, self._before = state["step"], now
         self._warn_if_stale(step, is_same=before == now and _is_trained(loop))
+        _kept.update(kept.optimizer for kept in loop.optimizers)
         others = _not_kept(loop, state, self._steps.others(), KEEP_OR_REMAKE)
+        others += _apart(loop, self._steps.in_turn())
         if not others and before.version != now.version and before.steps == now.steps:
             others = [UNKNOWN]
         scaler = self._steps.scaler()
@@ -107,6 +118,8 @@ class _Steps:
     def __init__(self) -> None:
         self.own, self.made = 0, 0
         self._seen: dict[int, ref[torch.optim.Optimizer]] = {}
+        self._turns: dict[int, set[int]] = {}
+        """The first counts of own steps after which each of the others made one."""
         self.scaler: Callable[[], GradScaler | None] = lambda: None
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -116,12 +129,19 @@ class _Steps:
             self.made += 1
             if (scaler := _caller_of_step()) is not None:
                 self.scaler = ref(scaler)
-        elif key not in self._seen or self._seen[key]() is not optimizer:
-            self._seen[key] = ref(optimizer)
+            return
+        if key not in self._seen or self._seen[key]() is not optimizer:
+            self._seen[key], self._turns[key] = ref(optimizer), set()
+        if len(turns := self._turns[key]) < TURNS:
+            turns.add(self.made)
 
     def others(self) -> list[torch.optim.Optimizer]:
         """Return the others that are still there."""
         return [made for known in [*self._seen.values()] if (made := known()) is not None]
+
+    def in_turn(self) -> list[torch.optim.Optimizer]:
+        """Return the others that step again and again between the own steps of one."""
+        return [x for x in self.others() if len(self._turns[id(x)]) == TURNS]
 
 
 def _caller_of_step() -> GradScaler | None:
@@ -168,6 +188,18 @@ def _not_kept(
     stated = {memory(x) for x in tensors_in([state["optimizer"], state["also"]], depth=12)}
     moments = {name: _moments(other) for name, other in found.items()}
     return [name for name, own in moments.items() if not own or own - stated]
+
+
+def _apart(loop: OwnLoop, optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
+    """Name those of the optimizers that have no weight of the loop, and that no loop keeps."""
+    names = parameter_names({kept.label: kept.module for kept in loop.modules})
+    held = reached([*loop.also.values(), *vars(loop.optimizer).values()])
+    found = []
+    for other in optimizers:
+        moved = {id(p) for group in other.param_groups for p in group["params"]}
+        if not (moved & names.keys() or other in _kept or id(other) in held):
+            found.append(f"the optimizer {type(other).__name__} of {APART.format(len(moved))}")
+    return found
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> set[int]:

@@ -230,6 +230,19 @@ def test_other_modules_and_modes_are_told(where, tmp_path):
         assert line["event"].startswith(text.format(loop.label))
 
 
+def test_a_tie_that_is_gone_is_told(tmp_path):
+    """The state of both names fits two tensors."""
+    model, again = (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2))
+    model[1].weight = model[0].weight
+    optimizer = torch.optim.SGD([model[0].weight], lr=0.1)
+    altcore.save_checkpoint(tmp_path, model, optimizer, None, 1)
+    optimizer = torch.optim.SGD([again[0].weight], lr=0.1)
+    with capture_logs() as logs:
+        altcore.load_checkpoint(tmp_path, again, optimizer, None)
+    (line,) = logs
+    assert line["modules"] == "1.weight was tied to 0.weight, and is none"
+
+
 def test_a_second_optimizer_of_what_is_kept_is_named(tmp_path):
     """With a manager and without."""
     loop = Loop("also")

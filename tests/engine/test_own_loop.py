@@ -344,6 +344,26 @@ def test_an_optimizer_that_was_replaced_is_told(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kept", ["nowhere", "in also", "by its own manager", "not in turn"])
+def test_an_optimizer_of_another_model_that_steps_in_turn_is_told(tmp_path, kept):
+    """As that of a discriminator; of two loops, each keeps its own."""
+    loop, other = Loop(), Loop()
+    also = {"D": other.model, "its optimizer": other.optimizer} if kept == "in also" else {}
+    manager = CheckpointManager(tmp_path / "a", loop.model, loop.optimizer, also=also)
+    if kept == "by its own manager":
+        own = CheckpointManager(tmp_path / "b", other.model, other.optimizer)
+    with capture_logs() as logs:
+        for step in range(1, 5):
+            loop.train()
+            if kept != "not in turn" or step == 1:
+                other.train()
+            manager.save(step)
+            if kept == "by its own manager":
+                own.save(step)
+    missed = "the optimizer AdamW of 2 parameters that no module of the loop has: name both in also"
+    assert told_of(logs) == ([[missed]] if kept == "nowhere" else [])
+
+
 class Pair:
     """Two optimizers as one, with a state of both."""
 
