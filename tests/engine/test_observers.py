@@ -625,8 +625,14 @@ def test_a_change_is_found_named_and_put_back(shelf, start, plain, change, hook)
     assert (weights, metrics) == plain["run"]
 
 
+SEEN = [change for change in CHANGES if change not in BY_VALUE]
+IN_CI = SEEN[::3]
+
+
 @pytest.mark.parametrize(
-    "change", [c for c in CHANGES if c not in BY_VALUE], ids=lambda f: f.__name__
+    "change",
+    [pytest.param(c, marks=() if c in IN_CI else pytest.mark.slow) for c in SEEN],
+    ids=lambda f: f.__name__,
 )
 def test_the_first_call_is_always_looked_at(shelf, start, change):
     """Without the flag, too; only what writes past a tensor's version is not found."""
