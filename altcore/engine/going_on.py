@@ -33,6 +33,7 @@ from altcore.runs import (
     Checkpoint,
     RunDirectory,
     about_platform,
+    begins_as,
     check_changes,
     check_environment,
     check_run_id,
@@ -87,8 +88,8 @@ class GoingOn:
     planned: int | None
     """The steps that the run was to make."""
     changes: Sequence[Change]
-    length: Sequence[Change]
-    """That it is to make others: no change that needs to be allowed."""
+    of_run: Sequence[Change]
+    """Of its length and its logs: these need not be allowed."""
     left: Path | None
     """The anomaly with which the run ended, if it is to go on from before it."""
     lost: Path | None
@@ -102,7 +103,7 @@ class GoingOn:
     @property
     def told(self) -> dict[str, Any]:
         """The data of the event ``resume``."""
-        changes = [c.to_plain() for c in (*self.changes, *self.length)]
+        changes = [c.to_plain() for c in (*self.changes, *self.of_run)]
         return {
             "checkpoint": self.checkpoint.path.name,
             **({"changes": changes} if changes else {}),
@@ -197,14 +198,22 @@ def go_on(
         raise BadInput(_nothing_left(directory.path.name, found.step, config.max_steps, is_over))
     before = found.manifest["identity"]["configuration"]
     planned = before["max_steps"]
-    length = _changed_length(planned, config, found.step)
-    decisive = [c for c in (*changes, *length) if c.is_decisive]
+    own = [*_changed_length(planned, config, found.step), *_changed_record(directory.path, found)]
+    decisive = [c for c in (*changes, *own) if c.is_decisive]
     accepted = [{"step": found.step, **c.to_plain()} for c in decisive]
     # The earlier ones as the checkpoint has them: whoever edits config.yaml changes no history.
     config = config.evolve(changes=(*before["changes"], *accepted))
     left = find_end(directory.checkpoints, directory.run_id, found.step + 1)
     lost = lost_since(directory.path, found.step)
-    return GoingOn(found, config, planned, changes, length, left, lost)
+    return GoingOn(found, config, planned, changes, own, left, lost)
+
+
+def _changed_record(run: Path, found: Checkpoint) -> list[Change]:
+    """Return the logs that are not as the run left them: whoever reads its summary is told."""
+    logs = {Path(file).name: held for file, held in found.manifest["logs"].items()}
+    was, is_now = "as the run left it", "changed, or without some lines"
+    others = [name for name, held in logs.items() if not begins_as(run / name, held)]
+    return [Change("record", name, was, is_now) for name in others]
 
 
 def _changed_length(planned: int | None, config: TrainConfig, step: int) -> list[Change]:

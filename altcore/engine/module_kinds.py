@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from altcore.builtin_types import one_line
 from altcore.errors import described
@@ -17,14 +19,23 @@ _NO_DIFFERENCE = re.compile(r"(, )?inplace=(True|False)|0x[0-9a-f]+")
 
 
 def kinds_of(model: nn.Module) -> dict[str, str]:
-    """Return the class of each module, with what its ``extra_repr`` says, and what is tied."""
+    """Return the class of each module, with what its ``extra_repr`` says.
+
+    And the parameters that are tied, or have another order in memory than torch's own: sums are
+    made in another order then.
+    """
     first: dict[int, str] = {}
     tied = {
         name: f"tied to {first[id(p)]}"
         for name, p in model.named_parameters(remove_duplicate=False)
         if first.setdefault(id(p), name) != name
     }
-    return {name: _kind(module) for name, module in model.named_modules()} | tied
+    ordered = {
+        name: f"strides {[*p.stride()]}"
+        for name, p in model.named_parameters()
+        if not (is_lazy(p) or p.layout != torch.strided or p.is_contiguous())
+    }
+    return {name: _kind(module) for name, module in model.named_modules()} | ordered | tied
 
 
 def _kind(module: nn.Module) -> str:

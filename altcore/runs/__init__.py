@@ -69,7 +69,7 @@ from altcore.runs.manifest import (
 )
 from altcore.runs.missing import BEST, LATEST, lost_since, missing_checkpoints, warn_of_missing
 from altcore.runs.other_ranks import UnwrittenDirectory
-from altcore.runs.own_checkpoint import has_record_of, restorable
+from altcore.runs.own_checkpoint import begins_as, has_record_of, restorable
 from altcore.runs.reading import (
     find_run,
     identity_in,
@@ -205,6 +205,7 @@ __all__ = [
     "about_platform",
     "altered",
     "as_name",
+    "begins_as",
     "bring_back_environment",
     "by_merit",
     "change_line",

@@ -556,9 +556,15 @@ def test_a_setting_that_config_yaml_lost_half_of_is_named_with_its_line(start):
         start.resume("r", max_steps=4)
 
 
-def test_a_record_that_was_lost_is_told_in_the_events(start, run):
-    """What a run goes on without, its record says from then on."""
-    (run / "metrics.jsonl").write_bytes(b"")
-    start.resume("r", max_steps=3)
+@pytest.mark.parametrize("how", ["lost", "of another run"])
+def test_a_record_that_is_not_as_it_was_is_told_by_all_who_read_it(start, run, how):
+    """What a run goes on without, or with, its record says from then on."""
+    other = start(name="other", max_steps=2, seed=7).run_directory
+    text = (other / "metrics.jsonl").read_bytes() if how == "of another run" else b""
+    (run / "metrics.jsonl").write_bytes(text)
+    resumed = start.resume("r", max_steps=3)
     told = [e["message"] for e in events(run, "warning")]
     assert "metrics.jsonl: lines were changed or lost before the run went on from step 2" in told
+    assert "metrics.jsonl changed after step 2" in resumed.summary["verdict"]
+    (change,) = (c for c in resumed.summary["changes"] if c["kind"] == "record")
+    assert (change["what"], change["before"]) == ("metrics.jsonl", "as the run left it")

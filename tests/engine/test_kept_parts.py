@@ -243,6 +243,20 @@ def test_a_tie_that_is_gone_is_told(tmp_path):
     assert line["modules"] == "1.weight was tied to 0.weight, and is none"
 
 
+def test_another_order_in_memory_is_told(tmp_path):
+    """Sums are made in another order then."""
+    model, again = (nn.Conv2d(2, 3, 3) for _ in range(2))
+    model.to(memory_format=torch.channels_last)
+    altcore.save_checkpoint(tmp_path, model, torch.optim.SGD(model.parameters(), lr=0.1), None, 1)
+    optimizer = torch.optim.SGD(again.parameters(), lr=0.1)
+    with capture_logs() as logs:
+        altcore.load_checkpoint(tmp_path, again, optimizer, None)
+        again.to(memory_format=torch.channels_last)
+        altcore.load_checkpoint(tmp_path, again, optimizer, None)
+    (line,) = logs
+    assert line["modules"] == "weight was strides [18, 1, 6, 2], and is none"
+
+
 def test_a_second_optimizer_of_what_is_kept_is_named(tmp_path):
     """With a manager and without."""
     loop = Loop("also")
