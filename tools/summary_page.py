@@ -40,7 +40,7 @@ The verdict says in one line what the loss curve shows. Its parts are separated 
 | `collapsed at step N, went on` | it found one, and the run went on; N is the first |
 | `stopped by NAME at step N` | a plugin's `Stop` ended the run |
 | `interrupted at step N`, `failed at step N` | a signal or an error did |
-| `KEY changed after step N` | the run went on from step N with something else, which `--allow-change` allowed, or with other `max_steps`; `changes` has both values |
+| `KEY changed after step N` | the run went on from step N with something else, which `--allow-change` allowed, or with other `max_steps`, or with a log that was changed or lost lines; `changes` has both values |
 
 ## Keys
 
