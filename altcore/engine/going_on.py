@@ -33,13 +33,13 @@ from altcore.runs import (
     Checkpoint,
     RunDirectory,
     about_platform,
-    begins_as,
     check_changes,
     check_environment,
     check_run_id,
     compare,
     find_end,
     has_environment,
+    has_lost_lines,
     has_record_of,
     has_summary,
     identity_in,
@@ -209,10 +209,10 @@ def go_on(
 
 
 def _changed_record(run: Path, found: Checkpoint) -> list[Change]:
-    """Return the logs that are not as the run left them: whoever reads its summary is told."""
+    """Return the logs that cannot be put back as they were: who reads the summary is told."""
     logs = {Path(file).name: held for file, held in found.manifest["logs"].items()}
     was, is_now = "as the run left it", "changed, or without some lines"
-    others = [name for name, held in logs.items() if not begins_as(run / name, held)]
+    others = [n for n, held in logs.items() if has_lost_lines(run / n, held, found.step)]
     return [Change("record", name, was, is_now) for name in others]
 
 

@@ -55,6 +55,7 @@ from altcore.runs.identity_changes import (
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import AFTER_PLUGINS, damaged_lines, read_lines, read_new_lines
 from altcore.runs.kept import Kept, by_merit, list_checkpoints
+from altcore.runs.log_file import has_lost_lines
 from altcore.runs.manifest import (
     ANOMALY,
     ENDED_PHASE,
@@ -69,7 +70,7 @@ from altcore.runs.manifest import (
 )
 from altcore.runs.missing import BEST, LATEST, lost_since, missing_checkpoints, warn_of_missing
 from altcore.runs.other_ranks import UnwrittenDirectory
-from altcore.runs.own_checkpoint import begins_as, has_record_of, restorable
+from altcore.runs.own_checkpoint import has_record_of, restorable
 from altcore.runs.reading import (
     find_run,
     identity_in,
@@ -205,7 +206,6 @@ __all__ = [
     "about_platform",
     "altered",
     "as_name",
-    "begins_as",
     "bring_back_environment",
     "by_merit",
     "change_line",
@@ -234,6 +234,7 @@ __all__ = [
     "has_checkpoint",
     "has_environment",
     "has_learned",
+    "has_lost_lines",
     "has_record_of",
     "has_summary",
     "identity_in",

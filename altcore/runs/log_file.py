@@ -162,3 +162,14 @@ class LogFile:
         """Close the file."""
         if self.is_open:
             os.close(self._descriptor)
+
+
+def has_lost_lines(file: Path, recorded: Mapping[str, Any], step: int) -> bool:
+    """Whether `LogFile.cut` could not put a file back as it was after ``step``."""
+    if begins_as(file, recorded):
+        return False
+    if not file.exists():
+        return True
+    kept, _ = lines_until(durable.read_file(file), file.name, step)
+    kept = kept[: recorded["bytes"]]
+    return len(kept) < recorded["bytes"] or hashlib.sha256(kept).hexdigest() != recorded["sha256"]

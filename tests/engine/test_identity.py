@@ -568,3 +568,12 @@ def test_a_record_that_is_not_as_it_was_is_told_by_all_who_read_it(start, run, h
     assert "metrics.jsonl changed after step 2" in resumed.summary["verdict"]
     (change,) = (c for c in resumed.summary["changes"] if c["kind"] == "record")
     assert (change["what"], change["before"]) == ("metrics.jsonl", "as the run left it")
+
+
+def test_a_record_that_is_put_back_is_no_change(start, run):
+    """As one to which an editor gave other line ends."""
+    file = run / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    resumed = start.resume("r", max_steps=3)
+    assert "metrics.jsonl" not in resumed.summary["verdict"]
+    assert all(c["kind"] != "record" for c in resumed.summary["changes"])
