@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import random
 import sys
 import types
@@ -92,7 +93,7 @@ class Starter:
 
         without = [name for name in defaults()["observers"] if name not in plugins]
         given = {
-            "device": "cpu",
+            "device": os.environ.get("ALTCORE_TEST_DEVICE", "cpu"),
             "max_steps": 3,
             "warmup_steps": 1,
             "learning_rate": 1e-2,
