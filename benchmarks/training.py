@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -145,15 +144,28 @@ def contenders_on_gpu(model: nn.Module, *, in_autocast: bool) -> tuple[dict[str,
     }
     computes = []
     for recipe, fmt in RECIPES:
-        name = f"{OURS}, {fmt or ''} ({recipe})".replace(",  (", ", (")
-        own, made = quantized(copy.deepcopy(model), recipe, fmt)
-        found[name] = own
-        computes.append(f"{name.removeprefix(OURS + ', ')} {made.compute}")
+        what = f"{recipe} in {fmt}" if fmt else recipe
+        name = f"{OURS}, {what}"
+        found[name], made = quantized(copy.deepcopy(model), recipe, fmt)
+        computes.append(f"{made.compute} for {what}")
         if in_autocast:
             given = {"compute": "bfloat16", "device": "cuda"}
             rest = quantized(copy.deepcopy(model), recipe, fmt, **given)[0]
             found[f"{name}, the rest under autocast"] = rest
-    return found, f"Products: auto came to {'; '.join(computes)}."
+    return found, f"Products: auto came to {', '.join(computes)}."
+
+
+def warm_up(each: dict[str, Contender], workload: object) -> list[str]:
+    """Take the first steps, in which torch.compile compiles; drops and tells what fails."""
+    told = []
+    for name, contender in list(each.items()):
+        try:
+            for index in range(WARM_UP):
+                contender.step(workload, index)
+        except Exception as error:
+            told.append(f"{name}: {reason(error, 'fails here')}.")
+            del each[name]
+    return told
 
 
 def measure(
@@ -165,9 +177,6 @@ def measure(
     """
     order, shuffle = list(each), random.Random(0).shuffle
     times: dict[str, list[float]] = {name: [] for name in each}
-    if clock.is_gpu:
-        for name, index in itertools.product(each, range(WARM_UP)):
-            each[name].step(workload, index)  # torch.compile compiles here
     for index in range(steps):
         shuffle(order)
         for name in order:
@@ -269,9 +278,10 @@ def tables_on_gpu(given: argparse.Namespace, clock: Clock) -> Iterator[Table]:
     made = Gpt(size=given.size) if given.size else Gpt(**ON_GPU)
     workload = made.build(0, clock.device)
     each, products = contenders_on_gpu(workload.model, in_autocast=not given.quick)
+    failed = warm_up(each, workload)
     best = measure(each, workload, given.steps, clock)
     precision = f"float32 products by torch's precision {torch.get_float32_matmul_precision()!r}."
-    notes = [f"{about(workload, given.size or '')}.", precision, products]
+    notes = [f"{about(workload, given.size or 'as GPT-2')}.", precision, products, *failed]
     yield results(best, notes, clock)
 
 
