@@ -1,7 +1,7 @@
 """The engine's step with diagnostics at their default intervals, against the step without any.
 
     python benchmarks/diagnostics.py [--quick] [--together] [--intervals 5] [--size small]
-                                     [--format E4M3] [--recipe pure]
+                                     [--format E4M3] [--recipe pure] [--device cuda]
 
 Every installed diagnostic alone, and all together, but for those that look at every step, or at one
 in 500 (monitors.py has them): each has an engine of its own, and all take
@@ -20,9 +20,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
+from functools import partial
 
 import torch
+from clock import Clock
 from tables import Table, options, show, verdict
 
 from altcore import registry
@@ -62,16 +63,7 @@ def make_engine(folder: str, plugins: list[str], given: argparse.Namespace) -> E
     return prepare(load_config(overrides=overrides, without=defaults()["observers"]))
 
 
-def seconds(engine: Engine, index: int) -> float:
-    """Take a step; returns how long it took, on the device too."""
-    start = time.perf_counter()
-    engine.train_step(Step(index))
-    if engine.run.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def measure(given: argparse.Namespace) -> dict[str, list[float]]:
+def measure(given: argparse.Namespace, clock: Clock) -> dict[str, list[float]]:
     """Return the seconds of each contender's steps, over whole intervals.
 
     Before that each takes the last steps of an interval, and its diagnostics measure once.
@@ -88,7 +80,7 @@ def measure(given: argparse.Namespace) -> dict[str, list[float]]:
         order = list(contenders)
         for index in range(warm_up, end + 1):
             for who in order:
-                taken = seconds(engines[who], index)
+                taken = clock.seconds(partial(engines[who].train_step, Step(index)))
                 if index > INTERVAL:
                     times[who].append(taken)
             order.append(order.pop(0))  # so that none always comes after the same one
@@ -126,23 +118,23 @@ def rows(times: dict[str, list[float]]) -> list[tuple[str, ...]]:
 
 def main() -> None:
     """Print the ratios."""
-    parser = options(__doc__)
+    parser = options(__doc__, runs_on_gpu=True)
     parser.add_argument("--intervals", type=int, default=5, help="whole intervals measured")
     parser.add_argument("--together", action="store_true", help="none and all, no single ones")
     parser.add_argument("--size", default="small", help="of the workload gpt")
     parser.add_argument("--format", default="E4M3")
     parser.add_argument("--recipe", default="pure")
-    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
+    clock = Clock(torch.device(given.device))
     if given.quick:
-        given.intervals, given.size = 1, "tiny"
+        given.intervals, given.size = 1, given.size if clock.is_gpu else "tiny"
     head = ("", "ms", "times", "by means", "a due step", "target", "")
     title = f"A step of gpt in {given.format} ({given.recipe}), a measurement in {INTERVAL}"
     notes = [
         f"By medians over {given.intervals} intervals; a due step is one that {INTERVAL} divides. "
         f"The model is {given.size}."
     ]
-    show([Table(title, head, rows(measure(given)), notes)], given)
+    show([Table(clock.titled(title), head, rows(measure(given, clock)), notes)], given)
 
 
 if __name__ == "__main__":

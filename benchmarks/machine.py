@@ -37,11 +37,13 @@ def _cache() -> str:
     return f"{largest // 1024} MiB" if largest else "unknown"
 
 
-def describe() -> list[tuple[str, str]]:
+def describe(device: str = "cpu") -> list[tuple[str, str]]:
     """What the head of docs/benchmarks.md says."""
+    gpu = [("GPU", torch.cuda.get_device_name(device))] if device == "cuda" else []
     has = set(_cpuinfo("flags", "Features").split())
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return [
+        *gpu,
         ("CPU", _cpuinfo("model name") or platform.processor() or platform.machine()),
         ("cores", str(cores())),
         ("instructions that matter", ", ".join(f for f in FLAGS if f in has) or "none known"),

@@ -2,7 +2,8 @@
 
 Their speed is what is compared. Not all of them round alike: qtorch's and pychop's E4M3 is another
 grid (no code is kept for NaN; largest value 240), torch's casts do not saturate in every version.
-A peer that is not installed, or whose compiled part cannot be built, costs a line of text only.
+A peer that is not installed, or whose compiled part cannot be built, costs a line of text only,
+and so does one that takes no tensors on a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-Call = Callable[[], object]
+Call = Callable[[Tensor], object]
 Peer = dict[str, tuple[Call, float]]
 """For each operation a call, and the share of the tensor that it takes: slow ones get a part."""
 
@@ -33,7 +34,7 @@ def torch_casts(x: Tensor) -> Peer:
     """Torch's own dtypes, there and back."""
 
     def cast(dtype: torch.dtype) -> tuple[Call, float]:
-        return lambda: x.to(dtype).to(x.dtype), 1
+        return lambda x: x.to(dtype).to(x.dtype), 1
 
     return {
         "E4M3 nearest": cast(torch.float8_e4m3fn),
@@ -50,7 +51,7 @@ def ml_dtypes(x: Tensor) -> Peer:
     array = x.numpy()
 
     def cast(dtype: type) -> tuple[Call, float]:
-        return lambda: array.astype(dtype).astype(np.float32), 1
+        return lambda _: array.astype(dtype).astype(np.float32), 1
 
     return {
         "E4M3 nearest": cast(ml_dtypes.float8_e4m3fn),
@@ -70,9 +71,9 @@ def gfloat(x: Tensor) -> Peer:
     draw = np.random.default_rng(0).integers
 
     def nearest(info: gfloat.FormatInfo) -> tuple[Call, float]:
-        return lambda: gfloat.round_ndarray(info, array, sat=True), share
+        return lambda _: gfloat.round_ndarray(info, array, sat=True), share
 
-    def stochastic() -> object:
+    def stochastic(_: Tensor) -> object:
         bits, mode = draw(0, 2**16, array.shape), gfloat.RoundMode.Stochastic
         return gfloat.round_ndarray(format_info_ocp_e4m3, array, mode, True, bits, 16)
 
@@ -92,11 +93,11 @@ def pychop(x: Tensor) -> Peer:
     nearest, stochastic, wide = Chop(4, 3), Chop(4, 3, rmode=5), Chop(5, 2)
     share, less = few.numel() / x.numel(), fewer.numel() / x.numel()
     return {
-        "E4M3 nearest": (lambda: nearest(few), share),
-        "E5M2 nearest": (lambda: wide(few), share),
-        "E4M3 stochastic": (lambda: stochastic(few), share),
-        "MXFP8-E4M3 there and back": (lambda: mx_quantize(fewer, "mxfp8_e4m3"), less),
-        "MXFP4 there and back": (lambda: mx_quantize(fewer, "mxfp4_e2m1"), less),
+        "E4M3 nearest": (lambda _: nearest(few), share),
+        "E5M2 nearest": (lambda _: wide(few), share),
+        "E4M3 stochastic": (lambda _: stochastic(few), share),
+        "MXFP8-E4M3 there and back": (lambda _: mx_quantize(fewer, "mxfp8_e4m3"), less),
+        "MXFP4 there and back": (lambda _: mx_quantize(fewer, "mxfp4_e2m1"), less),
     }
 
 
@@ -105,7 +106,7 @@ def qtorch(x: Tensor) -> Peer:
     float_quantize = load_qtorch().float_quantize
 
     def cast(exp: int, man: int, rounding: str) -> tuple[Call, float]:
-        return lambda: float_quantize(x, exp, man, rounding), 1
+        return lambda x: float_quantize(x, exp, man, rounding), 1
 
     return {
         "E4M3 nearest": cast(4, 3, "nearest"),
@@ -131,9 +132,9 @@ def torchao(x: Tensor) -> Peer:
         from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
     def mx(dtype: torch.dtype) -> tuple[Call, float]:
-        return lambda: MXTensor.to_mx(x, dtype, 32).dequantize(), 1
+        return lambda x: MXTensor.to_mx(x, dtype, 32).dequantize(), 1
 
-    def nvfp4() -> Tensor:
+    def nvfp4(x: Tensor) -> Tensor:
         scale = per_tensor_amax_to_scale(x.abs().amax())
         return NVFP4Tensor.to_nvfp4(x, per_tensor_scale=scale).dequantize()
 
@@ -152,6 +153,8 @@ PEERS: dict[str, Callable[[Tensor], Peer]] = {
     "pychop": pychop,
     "gfloat": gfloat,
 }
+ON_GPU = ("torch cast", "torchao", "qtorch")
+"""Those that round a tensor where it lies, and fast enough."""
 
 
 @contextlib.contextmanager
@@ -165,13 +168,13 @@ def _silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def reason(error: Exception) -> str:
+def reason(error: Exception, problem: str = "cannot be built here") -> str:
     """Why a peer is left out, in one line that names no folder of this machine."""
     if isinstance(error, ModuleNotFoundError):
         return f"not installed ({error.name}); make bench installs it"
     # Compilers' and loaders' errors come as RuntimeError and ImportError.
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "cannot be built here: " + re.sub(r"(/[\w.+-]+)+/", "", lines[0])
+    return f"{problem}: " + re.sub(r"(/[\w.+-]+)+/", "", lines[0])
 
 
 def available(x: Tensor) -> tuple[dict[str, Peer], dict[str, str]]:
@@ -179,6 +182,9 @@ def available(x: Tensor) -> tuple[dict[str, Peer], dict[str, str]]:
     found, missing = {}, {}
     for name, calls in PEERS.items():
         try:
+            if x.is_cuda and name not in ON_GPU:
+                missing[name] = "measured on CPUs only"
+                continue
             found[name] = calls(x)
         except Exception as error:  # whatever somebody's import or compiler may raise
             missing[name] = reason(error)

@@ -1,12 +1,17 @@
 """Rounding a tensor to a format and back, as a fraction of the speed of ``clone()``.
 
     python benchmarks/quantize.py [--quick] [--elements N] [--threads N] [--repeat N]
+                                  [--device cuda]
 
 Everything is measured in one process, interleaved: each round calls each candidate once, and the
 fastest call of each counts, so that a busy machine disturbs all alike. The ratios are the claim,
 not the times; made for 4 Mi float32, and given for bfloat16 and larger tensors beside.
 ``clone()`` reads a tensor and writes a fresh one, the least that rounding can do.
 Other libraries that are slow get a part of the tensor and fewer calls.
+
+On a GPU each turn calls a candidate for several tensors, one after another: so its caches have none
+of them, and Python prepares a call during the one before. The median turn counts, after one in
+which torch.compile compiles.
 """
 
 from __future__ import annotations
@@ -15,14 +20,14 @@ import argparse
 import contextlib
 import os
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from clock import Clock
 from machine import cores
-from peers import available
+from peers import available, reason
 from tables import Table, fraction, options, show, verdict
 from torch import Tensor
 
@@ -36,6 +41,8 @@ EXMY = (
 BLOCKS = ("MXFP8-E4M3", "MXFP4", "NVFP4")
 MI = 2**20
 USUAL, LARGE = 4 * MI, 64 * MI
+USUAL_ON_GPU, LARGE_ON_GPU = 64 * MI, 256 * MI
+TENSORS_ON_GPU = 8
 WIDTH = 1024  # of a row; blocks lie in rows
 PATIENCE = 4.0  # seconds that all calls of a row may take
 HEAD = ("", "ms", "of clone", "target", "")
@@ -46,7 +53,7 @@ class Row:
     """One candidate: its name, the call, what is claimed of its speed, and of which speed."""
 
     name: str
-    call: Callable[[], object]
+    call: Callable[[Tensor], object]
     target: float | None = None  # as a fraction of the speed of `of`; None: no claim
     of: str = "clone"
     share: float = 1  # of the tensor, that it takes
@@ -68,74 +75,76 @@ def tables() -> dict[str, Format]:
     return made | {name: get_format(name) for name in ("posit8_1", "posit16_1", "LOG4_3-by-value")}
 
 
-def counted(x: Tensor, fmt: Format, *, by_amax: bool = False) -> Callable[[], object]:
+def counted(
+    device: torch.device, fmt: Format, *, by_amax: bool = False
+) -> Callable[[Tensor], object]:
     """Rounding with every counter, and the sums of squared errors."""
-    counts = torch.zeros(len(COUNTS), dtype=torch.int64)
-    errors = torch.zeros(len(ERRORS), dtype=torch.float64)
+    counts = torch.zeros(len(COUNTS), dtype=torch.int64, device=device)
+    errors = torch.zeros(len(ERRORS), dtype=torch.float64, device=device)
 
-    def run() -> object:
+    def run(x: Tensor) -> object:
         s, r = scale_of(amax(x), fmt) if by_amax else (None, None)
         return fake_round(x, fmt, r=r, s=s, meters=Meters(counts, errors))
 
     return run
 
 
-def floats(x: Tensor) -> list[Row]:
+def floats(device: torch.device) -> list[Row]:
     """Formats that are computed."""
     e4m3, e5m2, e7m0 = map(get_format, ("E4M3", "E5M2", "E7M0"))
-    drawn = partial(fake_quantize, x, rounding="stochastic", key=1)
+    drawn = partial(fake_quantize, rounding="stochastic", key=1)
     rows = [
-        Row(f"{n} nearest", partial(fake_quantize, x, get_format(n)), 0.9, is_main=n == "E4M3")
+        Row(f"{n} nearest", partial(fake_quantize, fmt=get_format(n)), 0.9, is_main=n == "E4M3")
         for n in EXMY
     ]
     plain, scaled = "E4M3 nearest", "E4M3 scaled by amax"
     return [
         *rows,
-        Row("E4M3 up", partial(fake_quantize, x, e4m3, rounding="up")),
-        Row("E4M3 stochastic", partial(drawn, e4m3), 0.8, is_main=True),
-        Row("E5M2 stochastic", partial(drawn, e5m2), 0.8),
-        Row("E7M0 stochastic", partial(drawn, e7m0), 0.8),
-        Row(scaled, partial(fake_quantize, x, e4m3, "amax"), 0.7, is_main=True),
-        Row("E5M2 scaled by amax", partial(fake_quantize, x, e5m2, "amax"), 0.7),
-        Row("E4M3, all counters", counted(x, e4m3), 0.6, of=plain, is_main=True),
+        Row("E4M3 up", partial(fake_quantize, fmt=e4m3, rounding="up")),
+        Row("E4M3 stochastic", partial(drawn, fmt=e4m3), 0.8, is_main=True),
+        Row("E5M2 stochastic", partial(drawn, fmt=e5m2), 0.8),
+        Row("E7M0 stochastic", partial(drawn, fmt=e7m0), 0.8),
+        Row(scaled, partial(fake_quantize, fmt=e4m3, scale="amax"), 0.7, is_main=True),
+        Row("E5M2 scaled by amax", partial(fake_quantize, fmt=e5m2, scale="amax"), 0.7),
+        Row("E4M3, all counters", counted(device, e4m3), 0.6, of=plain, is_main=True),
         Row(
             "E4M3 by amax, all counters",
-            counted(x, e4m3, by_amax=True),
+            counted(device, e4m3, by_amax=True),
             0.6,
             of=scaled,
             is_main=True,
         ),
-        Row("amax alone", lambda: amax(x)),
+        Row("amax alone", amax),
     ]
 
 
-def looked_up(x: Tensor) -> list[Row]:
+def looked_up(device: torch.device) -> list[Row]:
     """Formats that are tables."""
     made, main = tables(), ("table of 16 values", "posit8_1")
     rows = [
-        Row(f"{name} nearest", partial(fake_quantize, x, fmt), 0.3, is_main=name in main)
+        Row(f"{name} nearest", partial(fake_quantize, fmt=fmt), 0.3, is_main=name in main)
         for name, fmt in made.items()
     ]
     fmt = made["posit8_1"]
-    drawn = partial(fake_quantize, x, fmt, rounding="stochastic", key=1)
+    drawn = partial(fake_quantize, fmt=fmt, rounding="stochastic", key=1)
     return [
         *rows,
         Row("posit8_1 stochastic", drawn),
-        Row("posit8_1, all counters", counted(x, fmt), 0.6, of="posit8_1 nearest"),
+        Row("posit8_1, all counters", counted(device, fmt), 0.6, of="posit8_1 nearest"),
     ]
 
 
-def in_blocks(x: Tensor) -> list[Row]:
+def in_blocks() -> list[Row]:
     """Formats whose numbers share scales."""
     return [
-        Row(f"{n} there and back", partial(fake_quantize, x, get_format(n)), 0.8, is_main=True)
+        Row(f"{n} there and back", partial(fake_quantize, fmt=get_format(n)), 0.8, is_main=True)
         for n in BLOCKS
     ]
 
 
-def ours(x: Tensor) -> list[Row]:
-    """What altcore does with its kernels."""
-    return [*floats(x), *looked_up(x), *in_blocks(x)]
+def ours(device: torch.device) -> list[Row]:
+    """What altcore does with its kernels, and on a GPU with those of torch.compile."""
+    return [*floats(device), *looked_up(device), *in_blocks()]
 
 
 @contextlib.contextmanager
@@ -151,15 +160,15 @@ def torch_path() -> Iterator[None]:
             os.environ["ALTCORE_KERNELS"] = before
 
 
-def by_torch(call: Callable[[], object]) -> object:
-    """The same call by torch operations: without a compiler, on GPUs and under tracing."""
+def by_torch(call: Callable[[Tensor], object], x: Tensor) -> object:
+    """The same call by torch operations: without a compiler, and under tracing."""
     with torch_path():
-        return call()
+        return call(x)
 
 
 def others(x: Tensor) -> tuple[list[Row], dict[str, str]]:
     """Peers and altcore side by side, by operation; and the peers that are not to be had."""
-    own = {row.name: row for row in ours(x)}
+    own = {row.name: row for row in ours(x.device)}
     found, missing = available(x)
     operations = dict.fromkeys(name for calls in found.values() for name in calls)
     rows = []
@@ -175,28 +184,46 @@ def others(x: Tensor) -> tuple[list[Row], dict[str, str]]:
     return rows, missing
 
 
-def measure(rows: list[Row], repeat: int) -> dict[str, float]:
-    """The fastest call of each, in seconds for the whole tensor.
+def in_turn(call: Callable[[Tensor], object], xs: list[Tensor]) -> object:
+    """Call for one tensor after another; returns the last result."""
+    for x in xs:
+        result = call(x)
+    return result
+
+
+def failures(rows: list[Row], x: Tensor, clock: Clock) -> dict[str, str]:
+    """Call each once; returns what those say that fail, as other libraries' may on this device."""
+    found = {}
+    for row in rows:
+        try:
+            clock.seconds(partial(row.call, x))
+        except Exception as error:
+            found[row.name] = reason(error, "fails here")
+    return found
+
+
+def measure(rows: list[Row], xs: list[Tensor], repeat: int, clock: Clock) -> dict[str, float]:
+    """The typical call of each, in seconds for a whole tensor.
 
     In a new order each round, because what comes before a call matters to it. What is slow gets
     fewer calls, by the time that it took and not by its best: on a busy machine a fast one may
     look slow for a while.
     """
     order, shuffle = list(rows), random.Random(0).shuffle
-    best = {row.name: float("inf") for row in rows}
-    spent = dict.fromkeys(best, 0.0)
+    times: dict[str, list[float]] = {row.name: [] for row in rows}
+    spent = dict.fromkeys(times, 0.0)
+    if clock.is_gpu:
+        for row in rows:
+            clock.seconds(partial(in_turn, row.call, xs))  # torch.compile compiles here
     for turn in range(repeat):
         shuffle(order)
         for row in order:
             if turn >= 3 and spent[row.name] > PATIENCE:
                 continue
-            start = time.perf_counter()
-            result = row.call()
-            seconds = time.perf_counter() - start
-            best[row.name] = min(best[row.name], seconds / row.share)
+            seconds = clock.seconds(partial(in_turn, row.call, xs))
+            times[row.name].append(seconds / len(xs) / row.share)
             spent[row.name] += seconds
-            del result
-    return best
+    return {name: clock.typical(taken) for name, taken in times.items()}
 
 
 def cells(row: Row, best: dict[str, float]) -> list[tuple[str, ...]]:
@@ -210,25 +237,31 @@ def cells(row: Row, best: dict[str, float]) -> list[tuple[str, ...]]:
     return [(*first, "", ""), (name, "", fraction(of_other), *verdict(of_other, row.target))]
 
 
-def lines(groups: list[list[Row]], clone: Row, repeat: int) -> Iterator[tuple[str, ...]]:
+def lines(
+    groups: list[list[Row]], xs: list[Tensor], repeat: int, clock: Clock
+) -> Iterator[tuple[str, ...]]:
     """What a table says of some groups of candidates.
 
     The fast and the slow are measured apart, each with a clone of its own: a slow one empties
     the caches for the next.
     """
+    clone = Row("clone", torch.clone)
     for i, group in enumerate(groups):
-        best = measure([clone, *group], repeat)
+        failed = failures(group, xs[0], clock) if i else {}  # the first group is altcore's own
+        group = [row for row in group if row.name not in failed]
+        best = measure([clone, *group], xs, repeat, clock)
         for row in group if i else [clone, *group]:
             yield from cells(row, best)
+        yield from ((name, "", "", "", why) for name, why in failed.items())
 
 
 @dataclass(frozen=True)
 class Case:
-    """One table: what is rounded, and by how many threads."""
+    """One table: what is rounded, and by how many threads of a CPU."""
 
     dtype: torch.dtype
     elements: int
-    threads: int
+    threads: int | None
     is_full: bool = False  # all rows and claims, not the main rows alone
     has_peers: bool = False
 
@@ -236,8 +269,8 @@ class Case:
     def title(self) -> str:
         """What it is called in docs/benchmarks.md."""
         size = f"{self.elements // MI} Mi" if self.elements % MI == 0 else f"{self.elements}"
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{str(self.dtype).removeprefix('torch.')}, {size} elements, {threads}"
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{str(self.dtype).removeprefix('torch.')}, {size} elements{threads}"
 
 
 def cases(given: argparse.Namespace) -> Iterator[Case]:
@@ -252,20 +285,33 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
             yield Case(torch.float32, LARGE, threads)
 
 
-def table(case: Case, repeat: int, divisor: int) -> Table:
+def cases_on_gpu(given: argparse.Namespace) -> Iterator[Case]:
+    """What is measured there; with ``--quick`` the main rows of one table."""
+    usual = given.elements or USUAL_ON_GPU
+    yield Case(torch.float32, usual, None, is_full=not given.quick, has_peers=True)
+    if not given.quick:
+        yield Case(torch.bfloat16, usual, None)
+        if not given.elements:
+            yield Case(torch.float32, LARGE_ON_GPU, None)
+
+
+def table(case: Case, repeat: int, divisor: int, clock: Clock) -> Table:
     """Measure one case; of a tensor smaller by ``divisor``, to see that it runs."""
-    torch.set_num_threads(case.threads)
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
     rows = max(case.elements // divisor // WIDTH, 1)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(rows, WIDTH, generator=generator).to(case.dtype)
-    clone = Row("clone", x.clone)
-    own = ours(x) if case.is_full else [replace(r, target=None) for r in ours(x) if r.is_main]
+    generator = torch.Generator(clock.device).manual_seed(0)
+    draw = partial(torch.randn, rows, WIDTH, generator=generator, device=clock.device)
+    xs = [draw().to(case.dtype) for _ in range(TENSORS_ON_GPU if clock.is_gpu else 1)]
+    own = [row for row in ours(clock.device) if case.is_full or row.is_main]
+    if clock.is_gpu or not case.is_full:
+        own = [replace(row, target=None) for row in own]
     groups = [own]
     missing: dict[str, str] = {}
     if case.has_peers:
-        peers, missing = others(x)
+        peers, missing = others(xs[0])
         groups.append(peers)
-    made = Table(case.title, HEAD, list(lines(groups, clone, repeat)))
+    made = Table(clock.titled(case.title), HEAD, list(lines(groups, xs, repeat, clock)))
     built = {name: why for name, why in missing.items() if not why.startswith("not installed")}
     made.rows += [(name, "", "", "", why) for name, why in built.items()]
     made.notes += [f"{n}: {why}." for n, why in missing.items() if n not in built]
@@ -274,13 +320,16 @@ def table(case: Case, repeat: int, divisor: int) -> Table:
 
 def main() -> None:
     """Print a table for each case."""
-    parser = options(__doc__)
+    parser = options(__doc__, runs_on_gpu=True)
     parser.add_argument("--elements", type=int, help="only tensors of this size")
     parser.add_argument("--threads", type=int, help="only this number of threads")
     parser.add_argument("--repeat", type=int, default=25)
     given = parser.parse_args()
-    repeat, divisor = (1, 64) if given.quick else (given.repeat, 1)
-    show((table(case, repeat, divisor) for case in cases(given)), given)
+    clock = Clock(torch.device(given.device))
+    few = (given.repeat, 1) if clock.is_gpu else (1, 64)
+    repeat, divisor = few if given.quick else (given.repeat, 1)
+    chosen = cases_on_gpu(given) if clock.is_gpu else cases(given)
+    show((table(case, repeat, divisor, clock) for case in chosen), given)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Rounding a small tensor, where calls cost more than arithmetic.
 
-    python benchmarks/small.py [--quick]
+    python benchmarks/small.py [--quick] [--device cuda]
 
 The yardstick is three elementwise operations, one after another, on the same tensor: what
 somebody would write who scales, rounds and scales back. The claim is at most twice that time.
@@ -9,11 +9,11 @@ somebody would write who scales, rounds and scales back. The claim is at most tw
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+from clock import Clock
 from tables import Table, options, show, verdict
 from torch import Tensor
 
@@ -34,8 +34,8 @@ def candidates(x: Tensor) -> dict[str, tuple[Callable[[], object], float | None]
     """Each call, and how many times the yardstick's time it may take; None for no claim."""
     fmt, table, mx = get_format("E4M3"), get_format("posit8_1"), get_format("MXFP4")
     s, r = scale_of(amax(x), fmt)
-    counts = torch.zeros(len(COUNTS), dtype=torch.int64)
-    errors = torch.zeros(len(ERRORS), dtype=torch.float64)
+    counts = torch.zeros(len(COUNTS), dtype=torch.int64, device=x.device)
+    errors = torch.zeros(len(ERRORS), dtype=torch.float64, device=x.device)
     drawn = {"rule": Rule("stochastic"), "key": 1}
 
     def by_amax() -> Tensor:
@@ -62,35 +62,40 @@ def candidates(x: Tensor) -> dict[str, tuple[Callable[[], object], float | None]
     }
 
 
-def seconds(call: Callable[[], object], calls: int) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
+def repeated(call: Callable[[], object], calls: int) -> None:
+    """Call so many times."""
     for _ in range(calls):
         call()
-    return (time.perf_counter() - start) / calls
 
 
-def table(repeat: int, calls: int) -> Table:
-    """The fastest of each, interleaved, in a new order each round."""
-    x = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+def table(clock: Clock, repeat: int, calls: int) -> Table:
+    """All calls interleaved, in a new order each round; the first round does not count."""
+    x = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(clock.device)
     each = candidates(x)
     order, shuffle = list(each), random.Random(0).shuffle
-    best = dict.fromkeys(each, float("inf"))
-    for _ in range(repeat):
+    times: dict[str, list[float]] = {name: [] for name in each}
+    for turn in range(repeat + 1):
         shuffle(order)
         for name in order:
-            best[name] = min(best[name], seconds(each[name][0], calls))
-    base, rows = next(iter(best.values())), []
-    for name, found in best.items():
-        claim = verdict(found / base, each[name][1], at_most=True)
+            taken = clock.seconds(partial(repeated, each[name][0], calls)) / calls
+            if turn:
+                times[name].append(taken)
+    typical = {name: clock.typical(taken) for name, taken in times.items()}
+    base, rows = next(iter(typical.values())), []
+    for name, found in typical.items():
+        target = None if clock.is_gpu else each[name][1]
+        claim = verdict(found / base, target, at_most=True)
         rows.append((name, f"{found * 1e6:.1f}", f"{found / base:.2f}", *claim))
-    return Table(f"{SIDE} x {SIDE} float32", ("", "microseconds", "times", "target", ""), rows)
+    title = clock.titled(f"{SIDE} x {SIDE} float32")
+    return Table(title, ("", "microseconds", "times", "target", ""), rows)
 
 
 def main() -> None:
     """Print the times."""
-    given = options(__doc__).parse_args()
-    show([table(repeat=3, calls=2) if given.quick else table(repeat=100, calls=CALLS)], given)
+    given = options(__doc__, runs_on_gpu=True).parse_args()
+    clock = Clock(torch.device(given.device))
+    few = (20, CALLS) if clock.is_gpu else (3, 2)
+    show([table(clock, *few if given.quick else (100, CALLS))], given)
 
 
 if __name__ == "__main__":

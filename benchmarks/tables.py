@@ -52,11 +52,13 @@ def fraction(ratio: float) -> str:
     return f"{ratio:.3f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
-def options(doc: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def options(doc: str, *, runs_on_gpu: bool = False) -> argparse.ArgumentParser:
+    """The options that all benchmarks have, and the device's of those that run on a GPU, too."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="little work: shows that it runs")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there, too")
+    if runs_on_gpu:
+        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser
 
 
@@ -73,7 +75,10 @@ def show(tables: Iterable[Table], given: argparse.Namespace) -> None:
     """Print a benchmark's tables, and write them where they are wanted."""
     made = printed(tables)
     if given.quick:
-        print("\n--quick: these figures mean nothing.")
+        # A GPU is given tensors as large as without it, since small ones are no quicker there.
+        on_gpu = getattr(given, "device", "cpu") == "cuda"
+        means = "fewer rows and repetitions" if on_gpu else "these figures mean nothing"
+        print(f"\n--quick: {means}.")
     if given.markdown is not None:
         given.markdown.write_text(made, encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """A training step with quantized products, against plain ones of the same model.
 
-    python benchmarks/training.py [--quick] [--steps N] [--size NAME]
+    python benchmarks/training.py [--quick] [--steps N] [--size NAME] [--device cuda]
 
 The GPT of the workload ``gpt``, of size ``seed``: E4M3 weights and activations, E5M2 gradients,
 each scaled by its tensor's amax, in every linear layer, with counters. Contenders take the same
@@ -8,10 +8,14 @@ step in turn, in one process; their fastest steps are compared. What is not quan
 norms, GELU, the loss) is float32 beside plain float32, and under autocast beside autocast.
 QPyTorch's quantizers stand where its own examples put them, without scales, which it does not
 have.
+
+On a GPU the model is of the size of GPT-2's smallest, as a smaller one keeps Python busy and not
+the GPU; altcore has its recipes instead, and median steps are compared.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import random
@@ -21,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from clock import Clock
 from machine import cores
 from peers import load_qtorch, reason
 from tables import Table, options, show, verdict
@@ -30,6 +35,7 @@ from torch.nn import functional
 from altcore import quantize_model
 from altcore.quantization import Quantization, linear, quantizer
 from altcore.quantization.compute import has_fast_bfloat16
+from altcore.recipes import RecipeLike
 
 RECIPE = {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}
 OURS, PLAIN, AUTOCAST = "altcore", "float32", "bfloat16 autocast"
@@ -37,6 +43,17 @@ OURS_IN_AUTOCAST = "altcore, the rest under autocast"
 CLAIMS = ((OURS_IN_AUTOCAST, AUTOCAST, 1.1), (OURS, PLAIN, 0.7))
 SLOW = 5
 CPU = torch.device("cpu")
+RECIPES = (
+    ("master", "E4M3"),
+    ("pure", "E4M3"),
+    ("master", "E7M0"),
+    ("pure", "E7M0"),
+    ("mxfp8", None),
+)
+"""On a GPU: recipes and their formats."""
+ON_GPU = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "batch_size": 8}
+"""The model there."""
+WARM_UP = 3
 
 
 @dataclass
@@ -63,19 +80,26 @@ class Contender:
         return loss.item()
 
 
-def autocast() -> contextlib.AbstractContextManager[object]:
-    """Torch's own mixed precision on a CPU."""
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+def autocast(device: str = "cpu") -> contextlib.AbstractContextManager[object]:
+    """Torch's own mixed precision."""
+    return torch.autocast(device, dtype=torch.bfloat16)
 
 
 def quantized(
-    model: nn.Module, *, errors: bool = False, compute: str = "auto"
+    model: nn.Module,
+    recipe: RecipeLike = RECIPE,
+    fmt: str | None = None,
+    *,
+    errors: bool = False,
+    compute: str = "auto",
+    device: str = "cpu",
 ) -> tuple[Contender, Quantization]:
     """altcore's; ``errors``: with the sums of squared errors, too."""
-    made = quantize_model(model, RECIPE, compute=compute)
-    around = autocast if compute == "bfloat16" else contextlib.nullcontext
-    before = partial(made.begin_step, errors=errors)
-    return Contender(model, around, before), made
+    made = quantize_model(model, recipe, format=fmt, compute=compute)
+    around = partial(autocast, device) if compute == "bfloat16" else contextlib.nullcontext
+    found = Contender(model, around, partial(made.begin_step, errors=errors))
+    made.follow(found.optimizer)  # which puts stored weights back on their grids
+    return found, made
 
 
 def wrapped(model: nn.Module) -> Contender:
@@ -112,22 +136,54 @@ def contenders(model: nn.Module) -> tuple[dict[str, Contender], Quantization, st
     return found, made, ""
 
 
-def measure(each: dict[str, Contender], workload: object, steps: int) -> dict[str, float]:
-    """The fastest step of each, in seconds, in a new order each time.
+def contenders_on_gpu(model: nn.Module, *, in_autocast: bool) -> tuple[dict[str, Contender], str]:
+    """Those on a GPU, and in which type altcore's products run."""
+    found = {
+        PLAIN: Contender(copy.deepcopy(model)),
+        AUTOCAST: Contender(copy.deepcopy(model), partial(autocast, "cuda")),
+    }
+    computes = []
+    for recipe, fmt in RECIPES:
+        what = f"{recipe} in {fmt}" if fmt else recipe
+        name = f"{OURS}, {what}"
+        found[name], made = quantized(copy.deepcopy(model), recipe, fmt)
+        computes.append(f"{made.compute} for {what}")
+        if in_autocast:
+            given = {"compute": "bfloat16", "device": "cuda"}
+            rest = quantized(copy.deepcopy(model), recipe, fmt, **given)[0]
+            found[f"{name}, the rest under autocast"] = rest
+    return found, f"Products: auto came to {', '.join(computes)}."
+
+
+def warm_up(each: dict[str, Contender], workload: object) -> list[str]:
+    """Take the first steps, in which torch.compile compiles; drops and tells what fails."""
+    told = []
+    for name, contender in list(each.items()):
+        try:
+            for index in range(WARM_UP):
+                contender.step(workload, index)
+        except Exception as error:
+            told.append(f"{name}: {reason(error, 'fails here')}.")
+            del each[name]
+    return told
+
+
+def measure(
+    each: dict[str, Contender], workload: object, steps: int, clock: Clock
+) -> dict[str, float]:
+    """The typical step of each, in seconds, in a new order each time.
 
     A contender that is far slower than float32 takes two steps: autocast, where it is emulated.
     """
     order, shuffle = list(each), random.Random(0).shuffle
-    best = dict.fromkeys(each, float("inf"))
+    times: dict[str, list[float]] = {name: [] for name in each}
     for index in range(steps):
         shuffle(order)
         for name in order:
-            if index >= 2 and best[name] > SLOW * best[PLAIN]:
+            if index >= 2 and min(times[name]) > SLOW * min(times[PLAIN]):
                 continue
-            start = time.perf_counter()
-            each[name].step(workload, index)
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+            times[name].append(clock.seconds(partial(each[name].step, workload, index)))
+    return {name: clock.typical(taken) for name, taken in times.items()}
 
 
 PARTS = {
@@ -192,19 +248,41 @@ def products(compute: str) -> str:
     )
 
 
-def results(best: dict[str, float], notes: list[str]) -> Table:
+def results(best: dict[str, float], notes: list[str], clock: Clock) -> Table:
     """Times, ratios, and the claims."""
     rows = []
     for name, seconds in best.items():
         ratios = [f"{seconds / best[base]:.2f}" for base in (PLAIN, AUTOCAST)]
-        rows.append((name, f"{seconds * 1e3:.0f}", *ratios, "", ""))
-    for name, base, target in CLAIMS:
+        ms = f"{seconds * 1e3:.{1 if clock.is_gpu else 0}f}"
+        rows.append((name, ms, *ratios, "", ""))
+    for name, base, target in () if clock.is_gpu else CLAIMS:
         ratio = best[name] / best[base]
         place = [f"{ratio:.2f}" if base == b else "" for b in (PLAIN, AUTOCAST)]
         claim = verdict(ratio, target, at_most=True)
         rows.append((f"{name}: times {base}", "", *place, *claim))
     head = ("", "ms a step", "times float32", "times autocast", "target", "")
-    return Table("A training step", head, rows, [n for n in notes if n])
+    return Table(clock.titled("A training step"), head, rows, [n for n in notes if n])
+
+
+def about(workload: object, name: str) -> str:
+    """The model and its batch."""
+    shape = workload.shape
+    tokens = f"{shape.batch_size} x {shape.block_size} tokens"
+    return f"gpt {name}: {workload.facts['parameters']:,} parameters, {tokens}"
+
+
+def tables_on_gpu(given: argparse.Namespace, clock: Clock) -> Iterator[Table]:
+    """One table, of the same model for ``--quick``; a breakdown would have to wait for the GPU."""
+    from altcore_workloads.gpt import Gpt
+
+    made = Gpt(size=given.size) if given.size else Gpt(**ON_GPU)
+    workload = made.build(0, clock.device)
+    each, products = contenders_on_gpu(workload.model, in_autocast=not given.quick)
+    failed = warm_up(each, workload)
+    best = measure(each, workload, given.steps, clock)
+    precision = f"float32 products by torch's precision {torch.get_float32_matmul_precision()!r}."
+    notes = [f"{about(workload, given.size or 'as GPT-2')}.", precision, products, *failed]
+    yield results(best, notes, clock)
 
 
 def tables(size: str, steps: int) -> Iterator[Table]:
@@ -215,22 +293,22 @@ def tables(size: str, steps: int) -> Iterator[Table]:
     torch.set_num_threads(threads)
     workload = Gpt(size=size).build(0, CPU)
     each, made, note = contenders(workload.model)
-    best = measure(each, workload, steps)
-    shape = workload.shape
-    tokens = f"{shape.batch_size} x {shape.block_size} tokens"
-    about = f"gpt {size}: {workload.facts['parameters']:,} parameters, {tokens}, {threads} threads."
-    yield results(best, [about, products(made.compute), note])
+    clock = Clock(CPU)
+    best = measure(each, workload, steps, clock)
+    model = f"{about(workload, size)}, {threads} threads."
+    yield results(best, [model, products(made.compute), note], clock)
     yield breakdown(each[OURS], workload, steps)
 
 
 def main() -> None:
     """Print the tables."""
-    parser = options(__doc__)
+    parser = options(__doc__, runs_on_gpu=True)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--size", default="seed", help="of the workload gpt")
+    parser.add_argument("--size", help="of the workload gpt: seed; as large as GPT-2 on a GPU")
     given = parser.parse_args()
-    size, steps = ("tiny", 1) if given.quick else (given.size, given.steps)
-    show(tables(size, steps), given)
+    clock = Clock(torch.device(given.device))
+    size, steps = ("tiny", 1) if given.quick else (given.size or "seed", given.steps)
+    show(tables_on_gpu(given, clock) if clock.is_gpu else tables(size, steps), given)
 
 
 if __name__ == "__main__":

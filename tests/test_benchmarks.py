@@ -1,10 +1,12 @@
 """The benchmarks run, and docs/benchmarks.md has what they print."""
 
+import importlib
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from helpers_cli import ROOT
 
 FOLDER = ROOT / "benchmarks"
@@ -51,6 +53,26 @@ def test_all_benchmarks_are_run():
     assert re.findall(r"^## (\w+)\.py$", PAGE, re.MULTILINE) == SCRIPTS
     scripts = {p.stem for p in FOLDER.glob("*.py") if "def main()" in p.read_text()}
     assert scripts == {*SCRIPTS, "run", "exactness", "models"}  # the last two have pages
+
+
+def test_run_hands_on_the_device_to_those_that_take_one():
+    takes = re.findall(r'"(\w+)\.py": True', (FOLDER / "run.py").read_text())
+    assert takes == [n for n in SCRIPTS if "runs_on_gpu=True" in (FOLDER / f"{n}.py").read_text()]
+    assert "quantize" in takes
+
+
+def test_a_clock_waits_for_a_gpu_before_and_after(monkeypatch):
+    """Its calls return before the work is done."""
+    monkeypatch.syspath_prepend(FOLDER)
+    done = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: done.append("waits"))
+    clock = importlib.import_module("clock").Clock
+    clock(torch.device("cuda")).seconds(lambda: done.append("call"))
+    assert done == ["waits", "call", "waits"]
+    clock(torch.device("cpu")).seconds(lambda: done.append("call"))
+    assert done[3:] == ["call"]
+    assert clock(torch.device("cuda")).typical([1.0, 2.0, 9.0]) == 2.0
+    assert clock(torch.device("cpu")).typical([1.0, 2.0, 9.0]) == 1.0
 
 
 def test_the_page_says_on_which_machine():

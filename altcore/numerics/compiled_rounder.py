@@ -4,6 +4,9 @@ A compiler may fuse a multiplication with an addition, keep more bits than a dty
 subnormal numbers as zero. So each new kind of call is first computed in both ways, of numbers of
 every size if its scales are single ones. Unless all bits agree the torch operations stay; once
 compiling fails, as it does without Triton, they stay for everything. A warning says so.
+
+Each kind of call has a function of its own, because torch compiles one only so many times: for
+dtypes, layouts, autocast. If it gives up on one, the torch operations take its place.
 """
 
 from __future__ import annotations
@@ -54,12 +57,10 @@ def compiled_rounder(fmt: Format, rule: Rule) -> CompiledRounder:
 class CompiledRounder(TorchRounder):
     """Rounds by compiled code, on any device for which torch.compile has a compiler."""
 
-    same_bits: dict[tuple[Any, ...], bool] = field(init=False, factory=dict)
-    """Whether compiled code gives the bits of torch operations, by the kind of call."""
-    compiled: Any = field(init=False)
+    codes: dict[tuple[Any, ...], Any] = field(init=False, factory=dict)
+    """Compiled code by the kind of call; None for torch operations."""
 
-    @compiled.default
-    def _(self) -> Any:
+    def _new_code(self) -> Any:
         def work(*arguments: Any) -> Measured:
             return rounded(self.fmt, self.rule, *arguments)
 
@@ -89,32 +90,43 @@ class CompiledRounder(TorchRounder):
         # One kind for all shapes.
         flat = x.view(-1) if is_flat else x
         others = [None if t is None else (t.dtype, t.ndim) for t in (r, s, key, weight)]
-        kind = (x.dtype, x.device, flat.ndim, dtype, fake, counts, errors, *others)
-        if not self._agrees(kind, flat, given):
+        layouts = [] if is_flat else [_layout(t) for t in (x, r, s, weight) if t is not None]
+        kind = (x.dtype, x.device, flat.ndim, dtype, fake, counts, errors, *others, *layouts)
+        code = self._code(kind, flat, given)
+        if code is None:
             return rounded(self.fmt, self.rule, x, *given)
-        q, *measured = self.compiled(flat, *given)
+        try:
+            q, *measured = code(flat, *given)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # it was to be compiled again
+            self.codes[kind] = None
+            _warn(f"torch.compile failed for {self.fmt.name} ({described(error):.200})")
+            return rounded(self.fmt, self.rule, x, *given)
         return q.view(x.shape) if is_flat else q, *measured
 
-    def _agrees(self, kind: tuple[Any, ...], x: Tensor, given: tuple[Any, ...]) -> bool:
-        """Whether compiled code gives the same bits for calls of this kind; compiles it first."""
+    def _code(self, kind: tuple[Any, ...], x: Tensor, given: tuple[Any, ...]) -> Any:
+        """Return compiled code for calls of this kind; None if the torch operations compute them.
+
+        New code is compared with them first.
+        """
         global _compiles
-        known = self.same_bits.get(kind)
-        if known is not None or not _compiles or x.numel() == 0:
-            return bool(known)
-        sample = _numbers(x) if x.ndim == 1 else x
+        if kind in self.codes or not _compiles or x.numel() == 0:
+            return self.codes.get(kind)
+        sample, code = _numbers(x) if x.ndim == 1 else x, self._new_code()
         try:
-            found = self.compiled(sample, *given)
+            found = code(sample, *given)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             _compiles = False
             _warn(f"torch.compile failed ({described(error):.200})")
-            return False
-        wanted = rounded(self.fmt, self.rule, sample, *given)
-        agrees = self.same_bits[kind] = _same(found, wanted)
+            return None
+        agrees = _same(found, rounded(self.fmt, self.rule, sample, *given))
+        self.codes[kind] = code if agrees else None
         if not agrees:
             _warn(f"torch.compile rounds otherwise to {self.fmt.name} ({self.rule.rounding})")
-        return agrees
+        return self.codes[kind]
 
 
 def _warn(problem: str) -> None:
@@ -123,6 +135,11 @@ def _warn(problem: str) -> None:
         "a CPU but slower",
         stacklevel=2,
     )
+
+
+def _layout(t: Tensor) -> tuple[int, ...]:
+    """Return what torch compiles anew for: which sizes and strides are 0 or 1, and which not."""
+    return tuple(min(n, 2) for n in (*t.shape, *t.stride()))
 
 
 def _numbers(like: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ def alike(compiled, eager, x, device="cpu"):
             assert_same(got.cpu().float(), wanted.cpu().float())
         assert counts[0].tolist() == counts[1].tolist()
         torch.testing.assert_close(errors[0], errors[1], rtol=1e-5, atol=0, equal_nan=True)
-    assert compiled.same_bits
-    assert all(compiled.same_bits.values())
+    assert compiled.codes
+    assert all(compiled.codes.values())
 
 
 @has_cpp
@@ -189,7 +189,46 @@ def test_compiled_code_is_used_once_it_agrees(monkeypatch):
     assert sizes == [2**17, 3, 20]
     rounder.round(torch.randn(3), None, Meters(torch.zeros(4, dtype=torch.int64)), 3)
     assert sizes[3:] == [2**17, 3]
-    assert len(rounder.same_bits) == 2
+    assert len(rounder.codes) == 2
+
+
+def by_operations(monkeypatch):
+    """torch.compile counts how often it compiles, but makes no machine code."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **given: real(f, backend="eager", **given))
+
+
+def test_a_format_is_compiled_for_any_number_of_kinds(monkeypatch):
+    """Of dtypes, scales, counters and layouts: torch gives up on a function after eight."""
+    by_operations(monkeypatch)
+    rounder = CompiledRounder(E4M3, NEAREST)
+    one, rows = torch.tensor(0.5), torch.full((6, 1), 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(6, 8).to(dtype)
+            for r in (None, one):
+                for counts in (None, torch.zeros(4, dtype=torch.int64)):
+                    rounder.round(x, r, Meters(counts), None)
+            for y, r in ((x, rows), (x.T, rows.T), (x, rows.expand(6, 8)), (x[:, ::2], rows)):
+                rounder.fake(y, r, r, UNMETERED, None)
+    assert len(rounder.codes) == 16
+    assert all(rounder.codes.values())
+
+
+def test_operations_take_over_where_compiling_again_fails(monkeypatch):
+    """Autocast has torch compile the same kind again; a step goes on if it cannot."""
+    by_operations(monkeypatch)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    rounder, x = CompiledRounder(E4M3, NEAREST), torch.randn(50)
+    assert_same(rounder.round(x, None, UNMETERED, None), round_to_grid(x, E4M3))
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.warns(RuntimeWarning, match="torch.compile failed for E4M3"),
+    ):
+        assert_same(rounder.round(x, None, UNMETERED, None), round_to_grid(x, E4M3))
+    assert compiled_rounder._compiles
+    assert list(rounder.codes.values()) == [None]
 
 
 def test_a_cpu_is_not_compiled_for():
