@@ -246,11 +246,12 @@ def _workload(
 ) -> Workload:
     with naming(source.who, "build"):
         built = source.settings.build(config.seed, device)
-    made = check_workload(built, source.who)
+    made = check_workload(built, source.who, device)
     _check_model(made.model if model is None else model, source.who if model is None else None)
+    own = (made.model if model is None else model).to(device)
     if model is None and batch is None and loss is None:
         return made
-    return CustomWorkload(made, made.model if model is None else model.to(device), batch, loss)
+    return CustomWorkload(made, own, batch, loss)
 
 
 def _check_model(model: nn.Module, who: str | None) -> None:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from attrs import define
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from altcore.builtin_types import as_builtin, misfit
 from altcore.engine.flag_watch import watched
@@ -39,14 +41,16 @@ class CheckedWorkload:
     validation_batches: int | None
     counts_items: bool
     """Whether it has ``items``."""
+    device: torch.device
+    """The run's: where batches go."""
 
     def batch(self, split: str, step: int, micro: int) -> Any:
-        """Return a micro-batch; `PluginError` if it has no items."""
+        """Return a micro-batch on the run's device; `PluginError` if it has no items."""
         called = f"batch({split!r}, {step}, {micro})"
         with naming(self.who, called):
             batch = self.own.batch(split, step, micro)
         check_batch(batch, f"{self.who}: {called}")
-        return batch
+        return placed(batch, self.device)
 
     def items(self, batch: Any) -> int:
         """Return how many items a batch has; `PluginError` if it is no number of at least 1."""
@@ -74,11 +78,11 @@ class CheckedWorkload:
         return named
 
 
-def check_workload(own: Any, who: str) -> CheckedWorkload:
+def check_workload(own: Any, who: str, device: torch.device) -> CheckedWorkload:
     """Return what a workload's ``build`` returned, checked.
 
     Raises `PluginError`, naming the workload and the part, for what the engine cannot use. The
-    model's state must fit into a checkpoint.
+    model's state must fit into a checkpoint. Its batches go to ``device``.
     """
     model, facts, size, item = (
         _part(own, name, who) for name in ("model", "facts", "items_per_batch", "item")
@@ -105,6 +109,7 @@ def check_workload(own: Any, who: str) -> CheckedWorkload:
         None if epoch is None else _count(epoch, f"{who}: steps_per_epoch"),
         None if split is None else _count(split, f"{who}: validation_batches"),
         items is not None,
+        device,
     )
 
 
@@ -113,6 +118,16 @@ def check_batch(batch: Any, where: str) -> None:
     sizes = (tensor.numel() for tensor in tensors_in(batch))
     if next(sizes, None) == 0 and not any(sizes):
         raise PluginError(f"{where} has no items")
+
+
+def placed(batch: Any, device: torch.device) -> Any:
+    """Return a batch on ``device`` if all its tensors are on the CPU, else as it is.
+
+    Where some are on the device already, whoever made it left the others, as lengths, on purpose.
+    """
+    if device.type == "cpu" or any(t.device.type != "cpu" for t in tensors_in(batch)):
+        return batch
+    return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), batch)
 
 
 def check_last_batch(workload: Any) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 from attrs import define
 from torch import nn
 
-from altcore.engine.checked_workload import ENTROPY, CheckedWorkload, check_batch, tensors_in
+from altcore.engine.checked_workload import (
+    ENTROPY,
+    CheckedWorkload,
+    check_batch,
+    placed,
+    tensors_in,
+)
 from altcore.engine.flag_watch import watched
 from altcore.engine.named_errors import naming
 from altcore.errors import PluginError
@@ -72,7 +78,7 @@ class CustomWorkload:
         return next((len(t) for t in tensors_in(batch) if t.dim()), 1)
 
     def batch(self, split: str, step: int, micro: int) -> Any:
-        """Return the caller's batch, or the workload's."""
+        """Return the caller's batch, or the workload's, on the run's device."""
         if self.given is None:
             return self.base.batch(split, step, micro)
         who, called = "data, the function that was given,", f"batch ({split!r}, {step}, {micro})"
@@ -81,7 +87,7 @@ class CustomWorkload:
         check_batch(batch, f"{who} {called}")
         if batch is None and self.given_loss is None:
             raise PluginError(f"{who} returned None for {called}, which no workload's loss can use")
-        return batch
+        return placed(batch, self.base.device)
 
     @property
     def who(self) -> str:

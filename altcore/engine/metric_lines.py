@@ -68,10 +68,17 @@ class MetricLines:
 
 
 def to_host(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Return device scalars and short vectors as numbers and lists, in one transfer."""
-    tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
-    if not tensors:
-        return dict(values)
+    """Return device scalars and short vectors as numbers and lists, in one transfer a device."""
+    tensors: dict[torch.device, dict[Any, torch.Tensor]] = {}
+    for key, value in values.items():
+        if isinstance(value, torch.Tensor):
+            tensors.setdefault(value.device, {})[key] = value
+    host = {k: v for own in tensors.values() for k, v in _read(own).items()}
+    return {k: host.get(k, v) for k, v in values.items()}
+
+
+def _read(tensors: Mapping[Any, torch.Tensor]) -> dict[Any, Any]:
+    """Return the numbers of tensors that are on one device."""
     # Those of one type at once: thousands of single conversions would take milliseconds.
     groups: dict[tuple[torch.dtype, bool], list[Any]] = {}
     for key, tensor in sorted(tensors.items(), key=lambda item: not item[1].is_floating_point()):
@@ -92,4 +99,4 @@ def to_host(values: Mapping[Any, Any]) -> dict[Any, Any]:
             if dtype is torch.uint64:
                 taken = [number % 2**64 for number in taken]
             host[key] = taken[0] if is_scalar else taken
-    return {k: host.get(k, v) for k, v in values.items()}
+    return host

@@ -113,6 +113,12 @@ def _working_directory() -> str | None:
     return None
 
 
+def _recursion_limit() -> int:
+    """Return the limit; torch's compiler raises a lower one, which is nobody's doing."""
+    limit = sys.getrecursionlimit()
+    return USUAL_RECURSION if limit == COMPILERS_RECURSION and _COMPILER in sys.modules else limit
+
+
 def _mask_of_new_files() -> int:
     # It can only be read by setting it: meanwhile another thread makes a file that is too private.
     mask = os.umask(0o077)
@@ -121,7 +127,12 @@ def _mask_of_new_files() -> int:
 
 
 DIRECTORY = Flag("the working directory", _working_directory, os.chdir)
-RECURSION = Flag("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit)
+USUAL_RECURSION = 1000
+"""What Python begins with."""
+COMPILERS_RECURSION = 2000
+"""What torch's compiler raises a lower one to."""
+_COMPILER = "torch._inductor.compile_fx"
+RECURSION = Flag("the recursion limit", _recursion_limit, sys.setrecursionlimit)
 EXCEPTHOOK = Flag(
     "sys.excepthook", lambda: sys.excepthook, lambda hook: setattr(sys, "excepthook", hook)
 )

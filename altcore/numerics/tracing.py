@@ -27,9 +27,10 @@ ORDINARY = (Tensor, torch.nn.Parameter)
 _MOST_KEPT = 256  # results found by identity
 
 # Before 2.13, torch.compile hands an `untraced` function no object of which it does not know that
-# it never changes.
-for _kind in (FloatFormat, TableFormat, BlockFormat):
-    _pytree.register_constant(_kind)
+# it never changes. Before 2.7 it cannot be told.
+if hasattr(_pytree, "register_constant"):
+    for _kind in (FloatFormat, TableFormat, BlockFormat):
+        _pytree.register_constant(_kind)
 
 
 def untraced(function: Callable[P, T]) -> Callable[P, T]:

@@ -229,6 +229,8 @@ def _is_same(before: State, after: State) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):  # a state for each GPU
+        return len(a) == len(b) and all(map(_equal, a, b))
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
