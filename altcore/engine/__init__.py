@@ -3,7 +3,7 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
-from altcore.engine.ambient_modes import plain_modes
+from altcore.engine.ambient_modes import only_run_autocast, plain_modes
 from altcore.engine.as_built import AsBuilt
 from altcore.engine.building import (
     build_alone,
@@ -92,6 +92,7 @@ __all__ = [
     "nan_where_not_finite",
     "on_grid",
     "only_run",
+    "only_run_autocast",
     "plain_modes",
     "prepare",
     "process_kept",
