@@ -18,9 +18,9 @@ from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
 from altcore.engine.given_parts import given_from_python, given_in, identity_given
-from altcore.engine.hidden_state import warn_of_hidden
 from altcore.engine.identity import data_of
 from altcore.engine.loop import Engine
+from altcore.engine.loop_warnings import LoopWarnings
 from altcore.engine.measuring import (
     MeasureTable,
     QuantizedWeight,
@@ -57,6 +57,7 @@ __all__ = [
     "DeferredErrors",
     "Engine",
     "Epoch",
+    "LoopWarnings",
     "MeasureTable",
     "OwnLoop",
     "QuantizedWeight",
@@ -105,6 +106,5 @@ __all__ = [
     "set_random_state",
     "standing_still",
     "unkept",
-    "warn_of_hidden",
     "world_size",
 ]
