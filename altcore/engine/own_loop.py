@@ -189,6 +189,8 @@ class OwnLoop:
         """
         for kept in self.objects:
             kept.check_between_steps()
+        if built is not None and (lost := built.lost_option()):
+            raise BadInput(f"it could not be restored: {lost}", key="optimizer")
         try:
             self.check(state, REGULAR)
         except InvalidCheckpoint as error:
