@@ -20,7 +20,12 @@ from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.plugin_states import RefusedState, check_plugin_states
 from altcore.engine.plugins import Plugin
 from altcore.engine.schedule import learning_rate
-from altcore.engine.state_checks import check_state, check_tensors, check_weights_and_moments
+from altcore.engine.state_checks import (
+    check_state,
+    check_tensors,
+    check_ties,
+    check_weights_and_moments,
+)
 from altcore.errors import BadInput, InvalidCheckpoint, UnfitState
 from altcore.log import log
 from altcore.runs import (
@@ -307,13 +312,14 @@ def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:
 
 
 def _check_own_model(found: Checkpoint, built: Built, name: str, changes: Sequence[Change]) -> None:
-    """Raise `BadInput` if the model passed in has other tensors than the one that was trained.
+    """Raise `BadInput` if the model passed in has other parameters than the one that was trained.
 
     An earlier checkpoint would fit no better: its file is as it was written.
     """
     if isinstance((found.state or {}).get("model"), Mapping):
         try:
             check_tensors(found.state or {}, built.model)
+            check_ties(found.state or {}, built.model, built.optimizer)
         except InvalidCheckpoint as error:
             problem = f"the model passed in is not the one that was trained: {error}"
             hint = "; ".join(str(c) for c in changes if c.what in FORMS)
