@@ -28,6 +28,7 @@ from altcore.engine.state_checks import (
 )
 from altcore.errors import BadInput, InvalidCheckpoint, UnfitState
 from altcore.log import log
+from altcore.recipes import some
 from altcore.runs import (
     ANOMALY,
     DECIDES,
@@ -169,6 +170,7 @@ def go_on(
         except BadInput as error:
             _check_record(found, directory.path, error)
             check_own_model(found)  # other tensors nobody can allow
+            error.hint += _allowed_before(changes, config, found.step)
             raise
         if any(c.what == "optimizer" for c in changes):
             _without_moments(found, built)
@@ -309,6 +311,17 @@ def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:
     if found.path != restorable(run)[0] and not has_record_of(run, found.manifest):
         problem = f"checkpoint {found.path} is of a copy of this run, which has another record"
         raise InvalidCheckpoint(f"{problem}: {error}") from error
+
+
+def _allowed_before(changes: Sequence[Change], config: TrainConfig, step: int) -> str:
+    """Say which changes were allowed when the run went on from the same step before.
+
+    They are in its config.yaml, and in no checkpoint: it was killed before it wrote the next one.
+    """
+    again = [c.what for c in changes if {"step": step, **c.to_plain()} in config.changes]
+    if not again:
+        return ""
+    return f" ({some(again)}: allowed before, and no checkpoint was written with it since)"
 
 
 def _check_own_model(found: Checkpoint, built: Built, name: str, changes: Sequence[Change]) -> None:
