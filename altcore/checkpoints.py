@@ -20,12 +20,12 @@ from torch import nn
 from altcore.builtin_types import as_builtin
 from altcore.engine import (
     AsBuilt,
+    LoopWarnings,
     OwnLoop,
     Stateful,
     StepWatch,
     standing_still,
     unkept,
-    warn_of_hidden,
 )
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
@@ -120,12 +120,14 @@ def save_checkpoint(
             problem = f"{bad} is not finite after step {step}: it is no state to go on from"
             raise BadInput(problem, key="model")
         loop.check_own(state)
-        warn_of_hidden([*unkept(loop, state), *loop.hidden(loop.built())])
+        warnings = LoopWarnings()
+        warnings.tell([*unkept(loop, state), *loop.hidden(loop.built())])
+        finite = warnings.finite(number, state["step"])
         check_loop_folder(folder)
         with saving_alone(folder):
             lock = lock_folder(folder)
             try:
-                return save_of_loop(folder, REGULAR, state, number, confirm)
+                return save_of_loop(folder, REGULAR, state, finite, confirm)
             finally:
                 lock.release()
 
@@ -216,8 +218,7 @@ class CheckpointManager:
     _built: AsBuilt = field(init=False)
     """Modules and optimizers as they were then."""
     _steps: StepWatch = field(init=False)
-    _hidden: list[str] = field(init=False, factory=list)
-    """The state elsewhere that was warned of."""
+    _warnings: LoopWarnings = field(init=False, factory=LoopWarnings)
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in ("min", "max"):
@@ -366,11 +367,9 @@ class CheckpointManager:
             log.warning(problem, first=bad, step=step)
             return self._write_anomaly(state, confirm)
         loop.check_own(state, self._built)
-        hidden = [*self._steps.hidden(loop, state), *loop.hidden(self._built)]
-        if self._hidden != hidden:
-            warn_of_hidden(hidden)
-            self._hidden = hidden
-        path = save_of_loop(self.folder, REGULAR, state, value, confirm)
+        self._warnings.tell([*self._steps.hidden(loop, state), *loop.hidden(self._built)])
+        finite = self._warnings.finite(value, step)
+        path = save_of_loop(self.folder, REGULAR, state, finite, confirm)
         self._own.add(step)
         retain(
             self.folder,

@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 
 from altcore.builtin_types import printable
 from altcore.log import log
+from altcore.open_files import OpenFiles, lowest_free
 from altcore.signals import Signals
 
 PATIENCE = {"run_end": 15.0}
@@ -42,6 +43,8 @@ class CallInProgress:
     began: float
     is_hook: bool
     """Whether a signal leaves it if it takes long: a step's own work may."""
+    next_file: int
+    """The number that the next open file would have had as it began."""
 
 
 @define(eq=False)
@@ -52,17 +55,19 @@ class HookClock:
     """Seconds after which a call is reported."""
     seconds: dict[object, float] = field(init=False, factory=dict)
     """What the hooks of each plugin took within steps."""
+    files: OpenFiles = field(init=False, factory=OpenFiles)
     calls: list[CallInProgress] = field(init=False, factory=list)
     """Those in progress. A hook may call others by its events."""
     steps_began: float | None = field(init=False, default=None)
 
     def enter(self, who: object, doing: str, *, is_hook: bool = True) -> None:
         """Start the clock of a call."""
-        self.calls.append(CallInProgress(who, doing, perf_counter(), is_hook))
+        self.calls.append(CallInProgress(who, doing, perf_counter(), is_hook, lowest_free()))
 
     def leave(self, *, is_in_step: bool) -> None:
         """Stop it."""
         call = self.calls.pop()
+        self.files.add(call.who, lowest_free() - call.next_file)
         if is_in_step:
             self.steps_began = self.steps_began or call.began
             self.seconds[call.who] = self.seconds.get(call.who, 0.0) + perf_counter() - call.began
@@ -79,7 +84,8 @@ class HookClock:
         thread.start()
         before = _CLOCK.set(self)
         try:
-            yield
+            with self.files.named():
+                yield
         finally:
             _CLOCK.reset(before)
             stop.set()

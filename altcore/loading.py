@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from attrs import field, frozen
@@ -23,6 +23,8 @@ from altcore.engine import (
     given_data,
     given_in,
     identity_given,
+    only_run_autocast,
+    plain_modes,
     put_model,
     seeded,
 )
@@ -64,7 +66,10 @@ class LoadedRun:
     """Quantized as it was, in evaluation mode."""
     quantization: Quantization = field(repr=False)
     workload: Workload = field(repr=False)
-    """Its ``batch`` and ``loss`` evaluate the model, if it was loaded with its data."""
+    """Its ``batch`` and ``loss`` evaluate the model, if it was loaded with its data.
+
+    ``loss`` runs in the run's own autocast, if it has one, and in none of the caller's.
+    """
     config: TrainConfig = field(repr=False)
     summary: dict[str, Any] = field(repr=False)
     """As summary.json has it; of a run that is not over, what is known so far."""
@@ -78,6 +83,25 @@ class LoadedRun:
         return f"{run}<div>loaded: {self.checkpoint.name}</div>"
 
 
+@frozen(eq=False)
+class _LoadedWorkload:
+    """The workload of a run whose loss is that of the run, whatever autocast the caller is in."""
+
+    own: Workload
+    compute: str
+    device: torch.device
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        """Return what the workload's own loss does."""
+        with only_run_autocast(self.compute, self.device):
+            return self.own.loss(model, batch)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return all else as the workload has it."""
+        return getattr(self.own, name)
+
+
+@plain_modes()
 def load(
     run: str | Path,
     checkpoint: str = BEST,
@@ -136,7 +160,8 @@ def load(
         quantization = Quantization(workload.model, *parts)
         _take(found, quantization)
     workload.model.eval()
-    built = (workload.model, quantization, workload, config)
+    evaluated = cast(Workload, _LoadedWorkload(workload, config.compute, where))
+    built = (workload.model, quantization, evaluated, config)
     return LoadedRun(*built, summary_of(path), found.path, found.step)
 
 

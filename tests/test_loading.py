@@ -62,6 +62,23 @@ def test_the_loaded_model_evaluates_as_the_run_did(start):
         assert not loaded.model.training
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_the_modes_of_the_caller_change_no_loss(compute, start):
+    """What is loaded runs in the autocast of its run, and can be differentiated."""
+    name = f"in-{compute}"
+    start(name=name, max_steps=1, eval_steps=1, format="none", compute=compute)
+    with torch.inference_mode(), torch.autocast("cpu"):
+        loaded = altcore.load(name, "latest", runs_dir=start.runs)
+        batch = loaded.workload.batch("val", 0, 0)
+        loss = float(loaded.workload.loss(loaded.model, batch))
+        assert torch.is_autocast_enabled("cpu")
+    assert loss == loaded.summary["val_loss"]
+    again = loaded.workload.loss(loaded.model, loaded.workload.batch("val", 0, 0))
+    assert again.item() == loss
+    assert again.requires_grad
+    assert not any(p.is_inference() for p in loaded.model.parameters())
+
+
 def test_the_next_best_is_loaded_if_the_run_removes_one_meanwhile(start, monkeypatch):
     """It trains on, and has a better one."""
     find = loading.find_checkpoint

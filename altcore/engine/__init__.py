@@ -3,7 +3,7 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
-from altcore.engine.ambient_modes import plain_modes
+from altcore.engine.ambient_modes import only_run_autocast, plain_modes
 from altcore.engine.as_built import AsBuilt
 from altcore.engine.building import (
     build_alone,
@@ -18,9 +18,9 @@ from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
 from altcore.engine.given_parts import given_from_python, given_in, identity_given
-from altcore.engine.hidden_state import warn_of_hidden
 from altcore.engine.identity import data_of
 from altcore.engine.loop import Engine
+from altcore.engine.loop_warnings import LoopWarnings
 from altcore.engine.measuring import (
     MeasureTable,
     QuantizedWeight,
@@ -57,6 +57,7 @@ __all__ = [
     "DeferredErrors",
     "Engine",
     "Epoch",
+    "LoopWarnings",
     "MeasureTable",
     "OwnLoop",
     "QuantizedWeight",
@@ -92,6 +93,7 @@ __all__ = [
     "nan_where_not_finite",
     "on_grid",
     "only_run",
+    "only_run_autocast",
     "plain_modes",
     "prepare",
     "process_kept",
@@ -104,6 +106,5 @@ __all__ = [
     "set_random_state",
     "standing_still",
     "unkept",
-    "warn_of_hidden",
     "world_size",
 ]

@@ -18,6 +18,18 @@ def plain_modes() -> Iterator[None]:
         yield
 
 
+def run_autocast(compute: str, device: torch.device) -> torch.autocast:
+    """Return the autocast of a run that computes so: bfloat16, or none."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute == "bfloat16")
+
+
+@contextmanager
+def only_run_autocast(compute: str, device: torch.device) -> Iterator[None]:
+    """Be within the autocast of a run, without one of the caller's."""
+    with _no_autocast(), run_autocast(compute, device):
+        yield
+
+
 @contextmanager
 def _no_autocast() -> Iterator[None]:
     """Be within no autocast.

@@ -95,6 +95,8 @@ class AsBuilt:
     built: dict[str, ModuleAsBuilt] = field(init=False)
     groups: dict[str, list[list[str | None]]] = field(init=False)
     """The parameters of each optimizer's groups, by name."""
+    options: dict[str, list[set[str]]] = field(init=False)
+    """The names of the options in each optimizer's groups."""
     attributes: dict[str, Fingerprint] = field(init=False)
     """Those in which state may be hidden."""
     hooks: Hooks = field(init=False)
@@ -104,6 +106,7 @@ class AsBuilt:
         found = {
             "built": {label: ModuleAsBuilt(module) for label, module in self.modules.items()},
             "groups": self._groups(),
+            "options": self._options(),
             "attributes": attributes(owners_in(self.modules, self.optimizers), self.kept),
             "hooks": Hooks(self.modules, self.optimizers, self.kept),
         }
@@ -144,7 +147,21 @@ class AsBuilt:
                     return f"group {i} of {label} has other parameters than it had ({told})"
             if len(groups) != len(before):
                 return f"{label} has {len(groups)} groups, and was built with {len(before)}"
+        return self.lost_option()
+
+    def lost_option(self) -> str | None:
+        """Return which option of an optimizer was deleted from a group of it, None if none was."""
+        for label, groups in self._options().items():
+            for i, (was, now) in enumerate(zip(self.options[label], groups, strict=False)):
+                if lost := sorted(was - now):
+                    return f"group {i} of {label} has no {some(lost)} any more"
         return None
+
+    def _options(self) -> dict[str, list[set[str]]]:
+        return {
+            label: [made.defaults.keys() & group.keys() for group in made.param_groups]
+            for label, made in self.optimizers.items()
+        }
 
     def _groups(self) -> dict[str, list[list[str | None]]]:
         names = parameter_names(self.modules)

@@ -48,8 +48,11 @@ class GlobalHooks(Entries):
         return True
 
 
-def about_global_hooks() -> list[str]:
-    """Tell of hooks and modes that the process has, and neither torch nor altcore brought."""
+def about_global_hooks(whole: str = "the run") -> list[str]:
+    """Tell of hooks and modes that the process has, and neither torch nor altcore brought.
+
+    They are no part of the ``whole``.
+    """
     found = [(f"{kind} {whose}", list(held.values())) for kind, whose, held in registries()]
     saving = torch._C._autograd._top_saved_tensors_default_hooks(True) or ()
     found += [
@@ -65,7 +68,7 @@ def about_global_hooks() -> list[str]:
     if not told:
         return []
     return [
-        f"torch has hooks or modes of the process that are no part of the run: {', '.join(told)}: "
+        f"torch has hooks or modes of the process that are no part of {whole}: {', '.join(told)}: "
         "a process without them may compute other bits"
     ]
 

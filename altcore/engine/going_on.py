@@ -20,9 +20,15 @@ from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.plugin_states import RefusedState, check_plugin_states
 from altcore.engine.plugins import Plugin
 from altcore.engine.schedule import learning_rate
-from altcore.engine.state_checks import check_state, check_tensors, check_weights_and_moments
+from altcore.engine.state_checks import (
+    check_state,
+    check_tensors,
+    check_ties,
+    check_weights_and_moments,
+)
 from altcore.errors import BadInput, InvalidCheckpoint, UnfitState
 from altcore.log import log
+from altcore.recipes import some
 from altcore.runs import (
     ANOMALY,
     DECIDES,
@@ -164,6 +170,7 @@ def go_on(
         except BadInput as error:
             _check_record(found, directory.path, error)
             check_own_model(found)  # other tensors nobody can allow
+            error.hint += _allowed_before(changes, config, found.step)
             raise
         if any(c.what == "optimizer" for c in changes):
             _without_moments(found, built)
@@ -306,14 +313,26 @@ def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:
         raise InvalidCheckpoint(f"{problem}: {error}") from error
 
 
+def _allowed_before(changes: Sequence[Change], config: TrainConfig, step: int) -> str:
+    """Say which changes were allowed when the run went on from the same step before.
+
+    They are in its config.yaml, and in no checkpoint: it was killed before it wrote the next one.
+    """
+    again = [c.what for c in changes if {"step": step, **c.to_plain()} in config.changes]
+    if not again:
+        return ""
+    return f" ({some(again)}: allowed before, and no checkpoint was written with it since)"
+
+
 def _check_own_model(found: Checkpoint, built: Built, name: str, changes: Sequence[Change]) -> None:
-    """Raise `BadInput` if the model passed in has other tensors than the one that was trained.
+    """Raise `BadInput` if the model passed in has other parameters than the one that was trained.
 
     An earlier checkpoint would fit no better: its file is as it was written.
     """
     if isinstance((found.state or {}).get("model"), Mapping):
         try:
             check_tensors(found.state or {}, built.model)
+            check_ties(found.state or {}, built.model, built.optimizer)
         except InvalidCheckpoint as error:
             problem = f"the model passed in is not the one that was trained: {error}"
             hint = "; ".join(str(c) for c in changes if c.what in FORMS)

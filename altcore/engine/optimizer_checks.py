@@ -16,6 +16,7 @@ from torch import Tensor
 
 from altcore.engine.trespass import same_bits
 from altcore.errors import InvalidCheckpoint
+from altcore.recipes import some
 
 MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 """Second moments, which have no negative element."""
@@ -101,8 +102,13 @@ def check_optimizer(
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in built]:
         raise InvalidCheckpoint("the optimizer has other groups of parameters")
     options = _options_of_torch(optimizer)
-    for given, own in zip(groups, built, strict=True):
+    for i, (given, own) in enumerate(zip(groups, built, strict=True)):
         read = {key: own[key] for key in optimizer.defaults if key in own}
+        if missing := sorted(read.keys() - given.keys()):
+            raise InvalidCheckpoint(
+                f"group {i} of the optimizer has no {some(missing)} in the checkpoint, and the "
+                "optimizer has it as it is built"
+            )
         _check_group(given, read, options)
     indices = [i for group in groups for i in group["params"]]
     own_parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -129,8 +135,6 @@ def _check_group(
     ``options`` are those of torch. The others are whatever an optimizer made of them: a list that
     grew is none the worse, and loading restores it.
     """
-    if missing := sorted(own.keys() - given.keys()):
-        raise InvalidCheckpoint(f"a group of the optimizer is not whole: missing {missing[:3]}")
     for key in sorted(own.keys() & options):
         if not _fits(given[key], own[key]):
             raise InvalidCheckpoint(

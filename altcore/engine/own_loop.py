@@ -26,6 +26,7 @@ from altcore.engine.kept_optimizer import KeptOptimizer
 from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_names
 from altcore.engine.own_ranks import put_random_state
 from altcore.engine.randomness import random_state
+from altcore.engine.state_checks import check_ties, fitting
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
 from altcore.errors import BadInput, InvalidCheckpoint, described, shown
 from altcore.log import log
@@ -189,6 +190,8 @@ class OwnLoop:
         """
         for kept in self.objects:
             kept.check_between_steps()
+        if built is not None and (lost := built.lost_option()):
+            raise BadInput(f"it could not be restored: {lost}", key="optimizer")
         try:
             self.check(state, REGULAR)
         except InvalidCheckpoint as error:
@@ -230,6 +233,9 @@ class OwnLoop:
         if not self.is_trained:  # who evaluates asks for what he needs
             kept = {name: kind for name, kind in kept.items() if name in self.also}
         check_fits(kept, self._classes())
+        if self.optimizer is not None:
+            with fitting(MODEL.removeprefix("the ")):
+                check_ties(state, self.model, self.optimizer)
         for module in self.modules:
             module.check_given(_of(module, state))
         was, is_now = state["optimizer_class"], type(self.optimizer).__name__

@@ -17,6 +17,7 @@ from attrs import Attribute, define, field
 from torch import Tensor, nn
 
 from altcore.config import TrainConfig
+from altcore.engine.ambient_modes import run_autocast
 from altcore.engine.deferred_errors import is_plugins_turn
 from altcore.engine.epochs import Epoch
 from altcore.engine.losses import loss_and_measures
@@ -306,8 +307,7 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model runs: bfloat16 autocast, or none."""
-        is_bfloat16 = self.config.compute == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bfloat16)
+        return run_autocast(self.config.compute, self.device)
 
     @property
     def reports_dir(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +22,9 @@ from altcore.engine.finite import is_finite
 from altcore.engine.history import RunHistory
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.model_state import check_buffers, may_differ
-from altcore.engine.optimizer_checks import check_layout, check_optimizer
+from altcore.engine.optimizer_checks import check_layout, check_optimizer, groups_of
 from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.trespass import same_bits
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.quantization import Quantization, check_moments, check_quantization_state
 
@@ -64,6 +66,7 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
         BadInput: if a format in it is another than it was.
     """
     with readable():
+        check_ties(state, built.model, built.optimizer)
         check_weights_and_moments(state, built, is_healthy=is_healthy)
         moments = (state["optimizer"], built.optimizer, parameter_names({MODEL: built.model}))
         check_layout(state["optimizer_layout"], *moments)
@@ -162,6 +165,26 @@ def _check_tensors(state: Mapping[str, Any], model: nn.Module) -> None:
             is_free = may_differ(name, state, model)
             _check_like(name, weights[name], own, () if is_free else LIKE)
     check_buffers(state["buffers"], model)
+
+
+def check_ties(
+    state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Raise `InvalidCheckpoint` if trained parameters are one that were two, or were one."""
+    with readable():
+        weights, was = state["model"], state["optimizer_layout"]["parameters"]
+        groups = groups_of(optimizer, parameter_names({MODEL: model}))
+        now = [name for name in chain.from_iterable(groups) if name is not None]
+        named = dict(model.named_parameters(remove_duplicate=False))
+        for name in [name for name in was if name in named and name not in now]:
+            if one := next((other for other in now if named.get(other) is named[name]), None):
+                own = "was a parameter of its own"
+                raise InvalidCheckpoint(f"{name} {own}, and is tied to {one} now")
+        for name in [name for name in now if name in weights and name not in was]:
+            same = (x for x in was if x in weights and same_bits(weights[x], weights[name]))
+            if one := next(same, None):
+                own = "is a parameter of its own now"
+                raise InvalidCheckpoint(f"{name} was tied to {one}, and {own}")
 
 
 LIKE = ("shape", "dtype", "layout")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import threading
@@ -139,7 +138,7 @@ def check_newest(folder: Path, step: int, own: Container[int]) -> None:
 
 
 def comparable(value: float | Tensor | None) -> float | None:
-    """Return what checkpoints are compared by; None if it is not finite."""
+    """Return what checkpoints are compared by as a number of Python's; `BadInput` for no number."""
     if isinstance(value, Tensor) and value.numel() == 1:  # a loss
         value = value.item()
     told = as_builtin(value)
@@ -148,9 +147,10 @@ def comparable(value: float | Tensor | None) -> float | None:
     if isinstance(told, bool) or not isinstance(told, int | float):
         raise BadInput(f"a number is needed, not {shown(value)}", key="value")
     try:
-        return told if math.isfinite(told) else None
+        float(told)
     except OverflowError as error:
         raise BadInput("it is too large for a float", key="value") from error
+    return told
 
 
 def save_of_loop(

@@ -242,6 +242,38 @@ def test_other_modules_with_the_same_weights_are_refused_until_allowed(shelf, st
     assert "GELU(approximate='none') as 1" in change["now"]
 
 
+class Twice(nn.Sequential):
+    """A model of two layers, which may have one weight."""
+
+    def __init__(self, *, is_tied):
+        super().__init__(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+        if is_tied:
+            self[1].weight = self[0].weight
+
+    def forward(self, x, y):
+        return (super().forward(x) - y).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("is_tied", "says"),
+    [
+        (True, "1.weight was tied to 0.weight, and is a parameter of its own now"),
+        (False, "1.weight was a parameter of its own, and is tied to 0.weight now"),
+    ],
+)
+def test_a_tie_that_came_or_went_is_refused_by_name(is_tied, says, shelf, start):
+    """It is nothing of the recipe, and nobody can allow it: the optimizer has other moments."""
+    plant(shelf, "regression")
+    own = {"data": sums, "loss": passed_on}
+    keys = {"workload": "regression", "format": "E4M3", "recipe": "pure"}
+    altcore.train(start.config(name="r", max_steps=1, **keys), model=Twice(is_tied=is_tied), **own)
+    again = resuming.resumed("r", str(start.runs), max_steps=2)
+    for allowed in ([], ["model"]):
+        own |= {"resume": "r", "allow_change": allowed, "model": Twice(is_tied=not is_tied)}
+        with pytest.raises(BadInput, match=f"^--resume r: the model passed in .*: {says}$"):
+            altcore.train(again, **own)
+
+
 def test_the_weights_with_which_a_model_came_are_compared(shelf, start, capsys):
     """A cell of a notebook that trains one object twice; a resume may bring any weights."""
     plant(shelf, "regression")

@@ -160,6 +160,24 @@ def test_an_accepted_setting_of_the_optimizer_counts(start, run):
     engine.directory.close()
 
 
+def test_a_change_that_no_checkpoint_has_yet_is_to_be_allowed_again(start, run):
+    """The message says so: the run was killed between the resume and its next checkpoint."""
+    edit(run, plugins=["spike-guard"])
+    config = resuming.resumed("r", str(start.runs), learning_rate=0.02, max_steps=4)
+    changed = r"learning_rate was 0\.01 and is 0\.02"
+    with pytest.raises(BadInput, match=changed) as first:
+        altcore.train(config, resume="r", allow_change=["spike-guard"])
+    assert "allowed before" not in str(first.value)
+    names = ["learning_rate", "spike-guard"]
+    setup.prepare(config, resume="r", allow_change=names).directory.close()
+    again = resuming.resumed("r", str(start.runs))
+    said = r"\(learning_rate, spike-guard: allowed before, and no checkpoint was written with it"
+    with pytest.raises(BadInput, match=f"{changed}.* goes on all the same.*{said}"):
+        altcore.train(again, resume="r")
+    assert altcore.train(again, resume="r", allow_change=names).steps_completed == 4
+    assert start.resume("r", max_steps=5).steps_completed == 5
+
+
 def test_an_accepted_optimizer_begins_without_moments(start, run):
     """The weights are those of the checkpoint."""
     edit(run, optimizer="lion")
@@ -209,7 +227,9 @@ def test_a_state_of_another_version_is_no_reason_to_go_back(start, run):
     found.state["optimizer"]["param_groups"][0].pop("eps")
     found.manifest["identity"]["platform"]["torch"] = "1.0"
     checkpoint.save_checkpoint(path.parent, found.state, found.manifest)
-    with pytest.raises(BadInput, match=r"does not fit .*missing \['eps'\].* torch was 1\.0"):
+    with pytest.raises(
+        BadInput, match=r"does not fit .* group 0 .* no eps in the .* torch was 1\.0"
+    ):
         start.resume("r", max_steps=4)
 
 

@@ -243,6 +243,23 @@ def test_a_tie_that_is_gone_is_told(tmp_path):
     assert line["modules"] == "1.weight was tied to 0.weight, and is none"
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_tie_of_what_the_optimizer_moves_is_refused_by_name(is_tied, tmp_path):
+    """And not by its layers' formats, or by groups of the optimizer."""
+
+    def built(is_tied):
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        if is_tied:
+            model[1].weight = model[0].weight
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return model, optimizer, altcore.quantize_model(model, "E4M3", optimizer=optimizer)
+
+    altcore.save_checkpoint(tmp_path, *built(is_tied), 1)
+    says = r"^model: .*: 1\.weight was (tied to 0|a parameter of its own, and is tied to 0)\.weight"
+    with pytest.raises(BadInput, match=says):
+        altcore.load_checkpoint(tmp_path, *built(not is_tied))
+
+
 def test_another_order_in_memory_is_told(tmp_path):
     """Sums are made in another order then."""
     model, again = (nn.Conv2d(2, 3, 3) for _ in range(2))

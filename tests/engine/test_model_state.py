@@ -226,6 +226,10 @@ def round_state(run):
     run.model.state_dict = lambda: {k: v.half() for k, v in state_dict().items()}
 
 
+def delete_option(run):
+    del run.optimizer.param_groups[0]["maximize"]
+
+
 @define(eq=False)
 class Change:
     """Changes the model or the optimizer once."""
@@ -262,6 +266,7 @@ def changing(shelf):
             "merge_groups",
             r"group 0 of the optimizer has other parameters than it had \(head\.bias\)",
         ),
+        ("delete_option", "group 0 of the optimizer has no maximize any more"),
     ],
 )
 def test_what_a_resume_could_not_restore_is_named_when_it_is_saved(how, told, at, start, changing):

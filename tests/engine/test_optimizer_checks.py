@@ -7,7 +7,7 @@ from torch import nn, optim
 import altcore
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
-from altcore.errors import InvalidCheckpoint
+from altcore.errors import BadInput, InvalidCheckpoint
 
 
 def model():
@@ -142,6 +142,19 @@ def test_options_of_its_own_may_become_something_else(tmp_path):
     optimizer.param_groups[0]["momentum"] = "much"
     with pytest.raises(InvalidCheckpoint, match=r"momentum is 'much' in .*, and 0 in the"):
         check_optimizer(optimizer.state_dict(), fresh)
+
+
+def test_an_option_that_was_deleted_is_named_when_it_is_saved(tmp_path):
+    """By a manager, which saw it; without one, when it is missed."""
+    m = model()
+    optimizer = Remembering(m.parameters())
+    with altcore.CheckpointManager(tmp_path / "many", m, optimizer) as manager:
+        del optimizer.param_groups[0]["window"]
+        with pytest.raises(BadInput, match=r"^optimizer: .* group 0 .* has no window any more"):
+            manager.save(1)
+    altcore.save_checkpoint(tmp_path / "one", m, optimizer, None, 1)
+    with pytest.raises(BadInput, match="group 0 of the optimizer has no window in the checkpoint"):
+        altcore.load_checkpoint(tmp_path / "one", m, Remembering(m.parameters()), None)
 
 
 def test_moments_of_parameters_in_another_order_are_refused():
