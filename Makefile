@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-clusters sweep-toy loss-slope-toy bench exactness models pages notebook lint format clean
+.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-cuda test-clusters sweep-toy loss-slope-toy bench exactness models pages notebook lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ test-exhaustive: venv ## the tests marked exhaustive: every code, every float of
 
 test-models: venv ## the tests marked models: some fifty models under every recipe
 	$(PYTEST) -m "models and not cuda"
+
+test-cuda: venv ## the tests marked cuda, then those of runs and plugins on an NVIDIA GPU
+	$(PYTEST) -m cuda
+	ALTCORE_TEST_DEVICE=cuda $(PYTEST) tests/engine tests/plugins/diagnostics tests/plugins/interventions
 
 # Daemons of a cluster come from the system, which only root may change; without them tests skip.
 test-clusters: venv ## the tests marked cluster: sweeps through faults of a real Slurm and a real Ray, which it installs

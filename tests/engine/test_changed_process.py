@@ -66,6 +66,19 @@ def test_an_error_stays_as_it_is_if_nothing_was_changed():
         assert caught.value is error
 
 
+def test_the_compilers_recursion_limit_is_nobodys_doing(monkeypatch):
+    """Torch's raises it, whoever's call it was that had something compiled."""
+    limit = sys.getrecursionlimit()
+    monkeypatch.setitem(sys.modules, "torch._inductor.compile_fx", sys)
+    try:
+        sys.setrecursionlimit(1000)
+        with pytest.raises(PluginError) as caught:
+            break_after(lambda: sys.setrecursionlimit(2000))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert "recursion" not in str(caught.value)
+
+
 def test_a_lower_recursion_limit_is_named():
     """The error itself says only that a recursion was too deep."""
     limit = sys.getrecursionlimit()

@@ -34,7 +34,7 @@ CHANGES = {
     "os.environ": lambda: os.environ.update(HOME="elsewhere", ALTCORE_NOBODY_S="1"),
     "sys.modules": lambda: sys.modules.pop("colorsys"),
     "the working directory": lambda: os.chdir("/"),
-    "the recursion limit": lambda: sys.setrecursionlimit(2000),
+    "the recursion limit": lambda: sys.setrecursionlimit(2500),
     "logging.disable": lambda: logging.disable(logging.ERROR),
     "sys.excepthook": lambda: setattr(sys, "excepthook", print),
 }

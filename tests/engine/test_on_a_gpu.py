@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -249,6 +250,63 @@ def test_an_assertion_on_the_device(tmp_path, corpus):
     assert resumed.returncode == 0, resumed.stderr
     assert weights_sha256(cut) == weights_sha256(tmp_path / "runs" / "whole")
     assert events(cut)
+
+
+# ------------------------------------------------------------- what knows no device
+
+
+class Points:
+    """A model and batches that are on the CPU."""
+
+    item, items_per_batch = "rows", 4
+    facts: ClassVar = {}
+
+    def __init__(self):
+        self.model = nn.Linear(3, 1)
+
+    def batch(self, split, step, micro):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        return x, x.sum(1, keepdim=True)
+
+    def loss(self, model, batch):
+        x, y = batch
+        assert x.is_cuda
+        return (model(x) - y).square().mean()
+
+
+@define(eq=False)
+class ForgetsDevice:
+    """A workload that builds on the CPU, whatever it is told."""
+
+    def build(self, seed, device):
+        torch.manual_seed(seed)
+        return Points()
+
+
+class Measures:
+    """Returns a measure on each of two devices."""
+
+    @hookimpl
+    def post_step(self, run, step):
+        return {"here": torch.tensor(3.0), "there": torch.tensor(4.0, device=run.device)}
+
+
+def test_a_workload_that_knows_no_device_trains_on_it(shelf, start):
+    """And goes on there, with measures that are on the CPU."""
+    name = shelf.install("workload", "points", ForgetsDevice)
+    plugin = shelf.install("diagnostic", "measures", define(eq=False)(Measures))
+    keys = {"workload": name, "checkpoint_interval": 2, "gpt.dropout": None}
+    start([plugin], name="r", max_steps=2, **keys)
+    resumed = start.resume("r", max_steps=4)
+    last = resumed.diagnostics_history[-1]
+    assert (last["measures/here"], last["measures/there"]) == (3, 4)
+
+
+def test_batches_of_ones_own_are_moved(start):
+    model = nn.Linear(3, 1)
+    rows = Points()
+    altcore.train(start.config(gpt__dropout=None), model=model, data=rows.batch, loss=rows.loss)
+    assert model.weight.is_cuda
 
 
 # ------------------------------------------------------------------------- own loops
