@@ -374,8 +374,11 @@ def test_a_loop_goes_on_on_the_other_device(tmp_path):
 
 
 def torchrun(folder, count, *arguments, **given):
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", "-m", "altcore"]
-    return python(folder, *launch, *arguments, **{"GLOO_SOCKET_IFNAME": "lo", **given})
+    # Standalone: on a free port, as other tests may have processes of torchrun, too.
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return python(
+        folder, *launch, "-m", "altcore", *arguments, **{"GLOO_SOCKET_IFNAME": "lo", **given}
+    )
 
 
 def test_one_process_of_nccl_makes_the_run_that_none_makes(tmp_path, corpus):
