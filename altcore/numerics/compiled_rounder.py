@@ -12,14 +12,16 @@ dtypes, layouts, autocast. If it gives up on one, the torch operations take its 
 from __future__ import annotations
 
 import types
+from functools import cache
 from typing import Any
 
 import torch
 from attrs import define, field
 from torch import Tensor
+from torch.utils import _pytree
 
 from altcore.errors import described
-from altcore.formats import Format
+from altcore.formats import FloatFormat, Format, TableFormat
 from altcore.log import warn
 from altcore.numerics.hashing import key_tensor
 from altcore.numerics.kernels import switched_on
@@ -61,6 +63,8 @@ class CompiledRounder(TorchRounder):
     """Compiled code by the kind of call; None for torch operations."""
 
     def _new_code(self) -> Any:
+        _tell_compiler()
+
         def work(*arguments: Any) -> Measured:
             return rounded(self.fmt, self.rule, *arguments)
 
@@ -127,6 +131,17 @@ class CompiledRounder(TorchRounder):
         if not agrees:
             _warn(f"torch.compile rounds otherwise to {self.fmt.name} ({self.rule.rounding})")
         return self.codes[kind]
+
+
+@cache
+def _tell_compiler() -> None:
+    """Tell torch that formats never change: before 2.13 it compiles nothing that has others.
+
+    Only where something is compiled: with it torch.func cannot take `jvp` of `jvp` of a rounding.
+    """
+    if torch.__version__ < "2.13" and hasattr(_pytree, "register_constant"):
+        for kind in (FloatFormat, TableFormat):
+            _pytree.register_constant(kind)
 
 
 def _warn(problem: str) -> None:

@@ -13,10 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
-
-from altcore.formats import BlockFormat, FloatFormat, TableFormat
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,12 +22,6 @@ ORDINARY = (Tensor, torch.nn.Parameter)
 """Classes whose tensors hold their values in memory, as they are."""
 
 _MOST_KEPT = 256  # results found by identity
-
-# Before 2.13, torch.compile hands an `untraced` function no object of which it does not know that
-# it never changes. Before 2.7 it cannot be told.
-if hasattr(_pytree, "register_constant"):
-    for _kind in (FloatFormat, TableFormat, BlockFormat):
-        _pytree.register_constant(_kind)
 
 
 def untraced(function: Callable[P, T]) -> Callable[P, T]:

@@ -79,7 +79,7 @@ def test_where_the_workload_counts_no_batches_rows_are_counted(shelf, start):
 @pytest.mark.parametrize("batch", [3, "text", [], {"a": [torch.tensor(1.0)]}])
 def test_a_batch_without_rows_is_one_example(batch):
     """Whatever it is."""
-    base = SimpleNamespace(model=None, counts_items=False)
+    base = SimpleNamespace(model=None, counts_items=False, device=torch.device("cpu"))
     assert CustomWorkload(base, base.model, lambda *_: batch).items_per_batch == 1
 
 

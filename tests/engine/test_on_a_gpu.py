@@ -5,6 +5,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -374,8 +375,10 @@ def test_a_loop_goes_on_on_the_other_device(tmp_path):
 
 
 def torchrun(folder, count, *arguments, **given):
-    # Standalone: on a free port, as other tests may have processes of torchrun, too.
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    with socket.socket() as free:  # other tests may have processes of torchrun, too
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"]
     return python(
         folder, *launch, "-m", "altcore", *arguments, **{"GLOO_SOCKET_IFNAME": "lo", **given}
     )
