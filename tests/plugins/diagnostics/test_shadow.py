@@ -475,3 +475,11 @@ def test_in_a_compiled_run(start):
     assert weights_sha256(measured.run_directory) == weights_sha256(plain.run_directory)
     line = measured.diagnostics_history[0]
     assert line["shadow/injected/transformer.h.0.mlp.c_fc"] > 0
+
+
+def test_random_states_of_devices_are_compared():
+    """Each GPU has one, in a list."""
+    one, other = torch.tensor([1, 2]), torch.tensor([1, 3])
+    assert shadow_gradients._equal([one, other], [one.clone(), other.clone()])
+    assert not shadow_gradients._equal([one, one], [one, other])
+    assert not shadow_gradients._equal([one], [one, one])
