@@ -231,6 +231,23 @@ def described(error: BaseException) -> str:
     return text if isinstance(error, AltcoreError) else f"{type(error).__name__}: {text}"
 
 
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and those that led to it, each once: a chain may lead back into itself.
+
+    >>> error = KeyError("a")
+    >>> error.__context__ = ValueError("b")
+    >>> error.__context__.__context__ = error
+    >>> list(chain_of(error))
+    [KeyError('a'), ValueError('b')]
+    """
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__
+
+
 @contextmanager
 def keyed(key: str, item: Any = None) -> Iterator[None]:
     """Add ``key``, and the item of its value, to a `BadInput` that names none."""

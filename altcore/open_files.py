@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from attrs import define, field
 
-from altcore.errors import AltcoreError, Interrupted, PluginError, described
+from altcore.errors import AltcoreError, Interrupted, PluginError, chain_of, described
 
 SHARE = 0.1
 """Of all files that the process may open: who left fewer of them open is not named."""
@@ -60,9 +60,5 @@ class OpenFiles:
         return ", ".join(told) or f"whose the {limit} open files are is not known"
 
 
-def _is_of_open_files(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno == errno.EMFILE:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _is_of_open_files(error: BaseException) -> bool:
+    return any(isinstance(e, OSError) and e.errno == errno.EMFILE for e in chain_of(error))

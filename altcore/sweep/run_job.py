@@ -12,7 +12,15 @@ from typing import Any
 from attrs import evolve, frozen
 
 from altcore.config import TrainConfig
-from altcore.errors import AltcoreError, BadInput, Interrupted, NoSpace, described, text_of
+from altcore.errors import (
+    AltcoreError,
+    BadInput,
+    Interrupted,
+    NoSpace,
+    chain_of,
+    described,
+    text_of,
+)
 from altcore.hooks import describe_settings
 from altcore.registry import find
 from altcore.runs import ENDED, has_summary, summary_of
@@ -143,19 +151,18 @@ def check_own(job: Job, own: Mapping[str, Any]) -> None:
         )
 
 
-def _denied(error: BaseException | None, folder: Path) -> OSError | None:
+def _denied(error: BaseException, folder: Path) -> OSError | None:
     """Return the error behind another one by which the system denies to write below a folder.
 
     Nothing that a job says is the cause of that, and it may pass, as on a shared disk.
     """
-    while error is not None:
+    for found in chain_of(error):
         if (
-            isinstance(error, OSError)
-            and error.errno in DENIED
-            and folder in Path(os.fsdecode(error.filename or "")).parents
+            isinstance(found, OSError)
+            and found.errno in DENIED
+            and folder in Path(os.fsdecode(found.filename or "")).parents
         ):
-            return error
-        error = error.__cause__ or error.__context__
+            return found
     return None
 
 
