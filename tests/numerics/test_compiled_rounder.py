@@ -219,14 +219,15 @@ def test_a_format_is_compiled_for_any_number_of_kinds(monkeypatch):
 def test_operations_take_over_where_compiling_again_fails(monkeypatch):
     """Autocast has torch compile the same kind again; a step goes on if it cannot."""
     by_operations(monkeypatch)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     rounder, x = CompiledRounder(E4M3, NEAREST), torch.randn(50)
-    assert_same(rounder.round(x, None, UNMETERED, None), round_to_grid(x, E4M3))
-    with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
-        pytest.warns(RuntimeWarning, match="torch.compile failed for E4M3"),
-    ):
+    # Monkeypatch would delete this setting at its end, and nothing could compile from then on.
+    with torch._dynamo.config.patch(recompile_limit=1):
         assert_same(rounder.round(x, None, UNMETERED, None), round_to_grid(x, E4M3))
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            pytest.warns(RuntimeWarning, match="torch.compile failed for E4M3"),
+        ):
+            assert_same(rounder.round(x, None, UNMETERED, None), round_to_grid(x, E4M3))
     assert compiled_rounder._compiles
     assert list(rounder.codes.values()) == [None]
 
