@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from attrs import define
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from altcore.builtin_types import as_builtin, misfit
 from altcore.engine.flag_watch import watched
@@ -47,10 +47,11 @@ class CheckedWorkload:
     def batch(self, split: str, step: int, micro: int) -> Any:
         """Return a micro-batch on the run's device; `PluginError` if it has no items."""
         called = f"batch({split!r}, {step}, {micro})"
+        where = f"{self.who}: {called}"
         with naming(self.who, called):
             batch = self.own.batch(split, step, micro)
-        check_batch(batch, f"{self.who}: {called}")
-        return placed(batch, self.device)
+            check_batch(batch, where)
+            return placed(batch, self.device, where)
 
     def items(self, batch: Any) -> int:
         """Return how many items a batch has; `PluginError` if it is no number of at least 1."""
@@ -120,14 +121,27 @@ def check_batch(batch: Any, where: str) -> None:
         raise PluginError(f"{where} has no items")
 
 
-def placed(batch: Any, device: torch.device) -> Any:
+def placed(batch: Any, device: torch.device, where: str) -> Any:
     """Return a batch on ``device`` if all its tensors are on the CPU, else as it is.
 
     Where some are on the device already, whoever made it left the others, as lengths, on purpose.
+    A container that torch does not know is moved by its own ``to``. Raises `PluginError` if it has
+    none.
     """
     if device.type == "cpu" or any(t.device.type != "cpu" for t in tensors_in(batch)):
         return batch
-    return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), batch)
+
+    def moved(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(device, non_blocking=True)
+        if not isinstance(part, type) and callable(getattr(part, "to", None)):
+            return part.to(device)
+        if any(True for _ in tensors_in(part)):
+            text = f"a {type(part).__name__} with tensors on the CPU cannot be moved to {device}"
+            raise PluginError(f"{where}: {text}: make it there, or give it a method to(device)")
+        return part
+
+    return tree_map(moved, batch)
 
 
 def check_last_batch(workload: Any) -> None:

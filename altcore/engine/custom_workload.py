@@ -84,10 +84,11 @@ class CustomWorkload:
         who, called = "data, the function that was given,", f"batch ({split!r}, {step}, {micro})"
         with naming(who, called):
             batch = self.given(split, step, micro)
-        check_batch(batch, f"{who} {called}")
-        if batch is None and self.given_loss is None:
-            raise PluginError(f"{who} returned None for {called}, which no workload's loss can use")
-        return placed(batch, self.base.device)
+            check_batch(batch, f"{who} {called}")
+            if batch is None and self.given_loss is None:
+                text = f"{who} returned None for {called}, which no workload's loss can use"
+                raise PluginError(text)
+            return placed(batch, self.base.device, f"{who} {called}")
 
     @property
     def who(self) -> str:

@@ -64,7 +64,8 @@ def _means(
         items.append(items_in(run.workload, batch))
     names = list(found[0]) if found else []
     rows = [torch.stack([own[name] for own in found]).double() for name in names]
-    values = torch.stack(rows) if rows else None
+    # Measures may be on the CPU while the loss is on a GPU.
+    values = torch.stack([row.to(run.device) for row in rows]) if rows else None
     if ranks.world_size > 1:
         names, values, items = _of_all(ranks, names, values, items)
     assert values is not None

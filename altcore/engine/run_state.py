@@ -18,6 +18,7 @@ from altcore.engine.model_state import put_model, set_flags
 from altcore.engine.modes import Modes
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.optimizer_loading import load_optimizer
+from altcore.engine.plugin_states import left_on_cpu, placed_states
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
 from altcore.engine.snapshots import Snapshot
@@ -48,8 +49,10 @@ class RunState:
         """Return the state, but for the snapshots."""
         run = self.run
         self.ranks.check_replicas(run.model)
+        plugins = self.dispatch.state_dict(run)
         own = {
-            "plugins": self.dispatch.state_dict(run),
+            "plugins": plugins,
+            "left_on_cpu": left_on_cpu(plugins, run.device),
             "held_records": self.record.held,
             "random": random_state(run.device),
         }
@@ -89,7 +92,10 @@ class RunState:
         load_optimizer(run.optimizer, state["optimizer"])
         run.degraded[:] = state["degraded"]
         known = state["ranks"][run.rank : run.rank + 1]  # nothing if there are more ranks now
-        self.dispatch.load_state_dict(run, known[0]["plugins"] if known else {})
+        plugins = {}
+        for own in known:
+            plugins = placed_states(own["plugins"], own["left_on_cpu"], run.device)
+        self.dispatch.load_state_dict(run, plugins)
         for own in known:
             self.record.held = own["held_records"]
             set_random_state(own["random"], run.device)

@@ -295,6 +295,9 @@ class Tokens(tuple):
         made.source = (x for x in tokens)
         return made
 
+    def to(self, device):
+        return tuple(part.to(device) for part in self)
+
 
 @pytest.mark.parametrize("form", [pairs, Tokens])
 def test_batches_given_from_python_are_known_by_the_first(form, start):

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attrs import define
+from attrs import define, field
 from helpers import checkpoints, events, metrics_bytes, weights_sha256
 from helpers_cli import ROOT, distribution, environment
 from structlog.testing import capture_logs
@@ -181,7 +181,7 @@ ASSERTS = """
 import os, sys
 import altcore, torch
 from altcore import hookimpl
-from attrs import define
+from attrs import define, field
 
 @define(eq=False)
 class Breaks:
@@ -301,6 +301,46 @@ def test_a_workload_that_knows_no_device_trains_on_it(shelf, start):
     resumed = start.resume("r", max_steps=4)
     last = resumed.diagnostics_history[-1]
     assert (last["measures/here"], last["measures/there"]) == (3, 4)
+
+
+@define(eq=False)
+class Averages:
+    """Keeps a mean on the device, and numbers that it draws on the CPU."""
+
+    mean: torch.Tensor | None = field(init=False, default=None)
+    drawn: torch.Tensor = field(init=False, factory=lambda: torch.zeros(()))
+
+    @hookimpl
+    def post_step(self, step):
+        self.drawn += torch.ones(())
+        before = step.mean_loss if self.mean is None else self.mean
+        self.mean = torch.lerp(before, step.mean_loss, 0.1)
+        return {"mean": self.mean, "drawn": self.drawn}
+
+    def state_dict(self):
+        return {"mean": self.mean, "drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.mean, self.drawn = state["mean"], state["drawn"]
+
+
+def test_a_plugins_state_comes_back_on_the_devices_it_was_on(shelf, start):
+    names = [shelf.install("diagnostic", "averages", Averages), "noise"]
+    keys = {"strict": True, "noise.report_interval": 3, "min_lr_ratio": 1.0}
+    whole = start(names, name="whole", **keys)
+    start(names, name="r", max_steps=4, **keys)
+    resumed = start.resume("r", max_steps=6)
+    assert resumed.summary["degraded"] == []
+    assert resumed.diagnostics_history == whole.diagnostics_history
+
+
+def test_measures_of_an_evaluation_may_be_on_the_cpu(start):
+    def loss(model, batch):
+        return model(batch).mean(), {"there": torch.ones(())}
+
+    keys = start.config(gpt__dropout=None)
+    run = altcore.train(keys, model=nn.Linear(3, 1), data=lambda *at: torch.ones(4, 3), loss=loss)
+    assert run.summary["evaluation"]["val_there"] == 1
 
 
 def test_batches_of_ones_own_are_moved(start):

@@ -3,12 +3,14 @@
 import shutil
 
 import pytest
+import torch
 from attrs import define, field
 from helpers import PluginShelf, Starter, events, forget_installed, text_file, weights_sha256
 from helpers_cli import call
 from structlog.testing import capture_logs
 
 from altcore import BadInput, hookimpl
+from altcore.engine.plugin_states import left_on_cpu, placed_states
 from altcore.runs import checkpoint
 
 BROKEN = []
@@ -139,3 +141,22 @@ def test_an_observer_that_refuses_every_state_is_disabled(start):
     assert events(run, "resume")[-1]["checkpoint"] == "step-00000004"
     assert again.summary["degraded"] == ["look"]
     assert weights_sha256(run) == weights_sha256(start.runs / "whole")
+
+
+def test_tensors_go_back_to_the_device_they_were_on():
+    """A device that every machine has stands for a GPU; files are read into the CPU's memory."""
+    gpu, cpu = torch.device("meta"), torch.device("cpu")
+    on_gpu, on_cpu = torch.ones(2, device=gpu), torch.ones(2)
+    states = {"a": {"mean": on_gpu, "n": 3, "drawn": [on_cpu, on_gpu]}, "b": {"losses": None}}
+    kept = left_on_cpu(states, gpu)
+    read = {"a": {"mean": on_cpu, "n": 3, "drawn": [on_cpu, on_cpu]}, "b": {"losses": None}}
+    back = placed_states(read, kept, gpu)
+    drawn = [t.device for t in back["a"]["drawn"]]
+    assert (back["a"]["mean"].device, back["a"]["n"], drawn) == (gpu, 3, [cpu, gpu])
+    assert back["b"] == {"losses": None}
+
+
+def test_tensors_of_a_run_on_a_cpu_follow_it_to_another_device():
+    states = {"a": {"mean": torch.ones(2)}}
+    moved = placed_states(states, left_on_cpu(states, torch.device("cpu")), torch.device("meta"))
+    assert moved["a"]["mean"].device.type == "meta"

@@ -142,7 +142,6 @@ class Flips:
     def _measure(self) -> dict[str, Tensor]:
         table = MeasureTable(_finish)
         for kind, names, sums in self.sums:
-            sums = sums.to(self.sums[-1][2].device)  # from a checkpoint it comes back on the CPU
             for name, row in zip(names, sums.unbind(), strict=True):
                 table.add(kind, layer_of(name), row)
         return table.measures()
@@ -165,7 +164,7 @@ class Flips:
         new = torch.stack([torch.zeros_like(like) if c is None else c for c in columns], 1).double()
         for known in self.sums:
             if known[:2] == [kind, names]:
-                known[2] = known[2].to(new.device) + new
+                known[2] = known[2] + new
                 return
         self.sums.append([kind, names, new])
 
@@ -188,10 +187,6 @@ class Flips:
         if swing is None or swing.what != what:
             never = torch.full_like(before, torch.nan), torch.zeros_like(before, dtype=torch.int32)
             swing = self.swings[weight.name] = Swing(what, *never)
-        # A checkpoint's tensors come back on the CPU.
-        swing.earlier, swing.flipped_at = (
-            kept.to(now.device) for kept in (swing.earlier, swing.flipped_at)
-        )
         past, since = (swing.earlier, swing.flipped_at), step - self.window
         counts = follow_flips(before, now, *past, step, since=since, scales=scales)
         return [*counts.unbind(), *([] if moved is None else [moved])]

@@ -112,7 +112,6 @@ class GradStats:
         known = self.alive_at.get(name)
         if known is None:
             known = torch.full_like(parameter, began, dtype=torch.int32)
-        known = known.to(parameter.device)  # from a checkpoint it comes back on the CPU
         if parameter.grad is not None:
             is_alive = (parameter.grad.abs() < self.dead_threshold).logical_not_()
             # Steps grow; a product with flags is faster than a choice that nobody can predict.

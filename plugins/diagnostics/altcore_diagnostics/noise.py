@@ -104,8 +104,7 @@ class Noise:
         self.now = {}
         for name, gradient in gradients.items():
             mean = self.means.get(name)
-            # From a checkpoint it comes back on the CPU.
-            self.now[name] = gradient.clone() if mean is None else mean.to(gradient.device)
+            self.now[name] = gradient.clone() if mean is None else mean
         self.off = []
         if gradients:
             self.off = list(torch._foreach_sub(list(gradients.values()), list(self.now.values())))
@@ -117,7 +116,7 @@ class Noise:
         if self.off:
             squares = torch.stack(torch._foreach_norm(self.off)).double().square().sum()
             before = torch.zeros_like(squares) if self.variance is None else self.variance
-            self.variance = torch.lerp(before.to(squares.device), squares, self.alpha)
+            self.variance = torch.lerp(before, squares, self.alpha)
             torch._foreach_add_(list(self.now.values()), self.off, alpha=self.alpha)
             self.means |= self.now
             self.off = []

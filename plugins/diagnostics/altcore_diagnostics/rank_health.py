@@ -96,8 +96,7 @@ class RankHealth:
         if self.history is None or self.layers != layers:
             self.layers, self.history = layers, found[None]
         else:
-            kept = self.history.to(found.device)
-            self.history = torch.cat([kept, found[None]])[-self.window :]
+            self.history = torch.cat([self.history, found[None]])[-self.window :]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements that a trend needs."""

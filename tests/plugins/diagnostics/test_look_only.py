@@ -1,8 +1,10 @@
 """Every diagnostic that is installed only looks: without it the run is the same, bit for bit."""
 
 import pytest
+import torch
 from attrs import define, fields
 from helpers import events, sha256, state, weights_sha256
+from torch.utils._pytree import tree_map
 
 from altcore import hookimpl
 from altcore.registry import entries
@@ -43,7 +45,7 @@ def everything(result):
     return {
         "weights": weights_sha256(run),
         "optimizer": sha256(moments),
-        "random": {k: getattr(v, "tolist", lambda v=v: v)() for k, v in random.items()},
+        "random": tree_map(lambda v: v.tolist() if isinstance(v, torch.Tensor) else v, random),
         "metrics": without_measures(result.metrics_history),
         "losses": (result.final_loss, result.summary["val_loss"]),
         "events": told,
