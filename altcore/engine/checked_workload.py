@@ -133,7 +133,8 @@ def placed(batch: Any, device: torch.device, where: str) -> Any:
 
     def moved(part: Any) -> Any:
         if isinstance(part, Tensor):
-            return part.to(device, non_blocking=True)
+            # Of pinned memory, its owner may fill it again before such a copy is done.
+            return part.to(device, non_blocking=not part.is_pinned())
         if not isinstance(part, type) and callable(getattr(part, "to", None)):
             return part.to(device)
         if any(True for _ in tensors_in(part)):
