@@ -133,7 +133,7 @@ class GoingOn:
         """Restore the state; what was allowed to change is as it is now."""
         run = engine.run
         built = [dict(group) for group in run.optimizer.param_groups]
-        engine.resume(evolve(self.checkpoint, snapshots=usable_snapshots(self.checkpoint)))
+        engine.resume(self._as_it_goes_on())
         if self.checkpoint.state is None:  # all was built as it is to be
             return
         accepted = [c for c in self.changes if c.is_decisive]
@@ -142,6 +142,14 @@ class GoingOn:
                 group.update({k: v for k, v in own.items() if k != "params"})
         if any(c.kind in ("format", "recipe") for c in accepted):
             take_recipe(run, "--allow-change")
+
+    def _as_it_goes_on(self) -> Checkpoint:
+        """Return the checkpoint without the snapshots that cannot be used."""
+        manifest = self.checkpoint.manifest
+        if any(c.what == "optimizer" for c in self.changes):  # its state in them is a new one
+            manifest = {**manifest, "snapshots": []}
+        usable = usable_snapshots(self.checkpoint)
+        return evolve(self.checkpoint, snapshots=usable, manifest=manifest)
 
 
 def go_on(

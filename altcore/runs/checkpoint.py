@@ -149,19 +149,20 @@ def _warn_of_rest(folder: Path) -> None:
 
 def save_snapshot(folder: Path, snapshot: Mapping[str, Any]) -> dict[str, Any]:
     """Write a state for rollback; returns what manifests say that refer to it."""
-    place, name = folder / SNAPSHOTS, snapshot_file(snapshot["step"])
-    temporary = place / f"{name}{HALF_WRITTEN}"
-    with durable.no_space_named(place / name, size_of(snapshot)):
+    place, step = folder / SNAPSHOTS, snapshot["step"]
+    temporary = place / f"step-{step:08d}.pt{HALF_WRITTEN}"
+    with durable.no_space_named(temporary, size_of(snapshot)):
         if not place.is_dir():
             durable.make_folder(place)
         try:
-            recorded = write_tensors(temporary, snapshot)
+            recorded = {"step": step, **write_tensors(temporary, snapshot)}
+            name = snapshot_file(recorded)
             durable.rename(temporary, place / name)
         except BaseException:
             durable.remove(temporary)
             raise
         durable.fsync_folder(place)
-    return {"step": snapshot["step"], "file": name, **recorded}
+    return {"file": name, **recorded}
 
 
 def update_manifest(path: Path, **changes: Any) -> None:
@@ -251,15 +252,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not state and manifest["step"] != 0:
         raise InvalidCheckpoint(f"checkpoint {path}: it has no state of step {manifest['step']}")
     snapshots = [
-        read_tensors(path.parent / SNAPSHOTS / snapshot_file(entry["step"]), entry)
+        read_tensors(path.parent / SNAPSHOTS / snapshot_file(entry), entry)
         for entry in manifest["snapshots"]
     ]
     return Checkpoint(path, manifest, state or None, snapshots)
 
 
-def snapshot_file(step: int) -> str:
-    """Return the name of a snapshot's file."""
-    return f"step-{step:08d}.pt"
+def snapshot_file(recorded: Mapping[str, Any]) -> str:
+    """Return the name of a snapshot's file.
+
+    It follows from what is in it: one that is written anew replaces none that older checkpoints
+    refer to.
+    """
+    return f"step-{recorded['step']:08d}-{recorded['sha256'][:12]}.pt"
 
 
 class NoCheckpoint(BadInput):

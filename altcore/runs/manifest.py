@@ -130,6 +130,7 @@ def _is_recorded(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and isinstance(value.get("sha256"), str)
+        and re.fullmatch("[0-9a-f]{64}", value["sha256"]) is not None
         and type(value.get("bytes")) is int
         and value["bytes"] >= 0
     )

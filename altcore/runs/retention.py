@@ -22,7 +22,7 @@ from altcore.runs.kept import Kept, by_merit, list_checkpoints
 from altcore.runs.manifest import ANOMALY, MANIFEST, REGULAR, WEIGHTS, encode_manifest, folder_of
 from altcore.runs.pointers import BEST, LAST, point_to
 
-OWN_SNAPSHOT = re.compile(r"step-\d{8,}\.pt")
+OWN_SNAPSHOT = re.compile(r"step-\d{8,}-[0-9a-f]{12}\.pt")
 
 
 def retain(
@@ -102,7 +102,7 @@ def _keep_weights(kept: Kept) -> None:
 
 
 def _drop_snapshots(folder: Path, regular: Sequence[Kept]) -> None:
-    wanted = {snapshot_file(e["step"]) for kept in regular for e in kept.manifest["snapshots"]}
+    wanted = {snapshot_file(e) for kept in regular for e in kept.manifest["snapshots"]}
     place = folder / SNAPSHOTS
     for path in place.iterdir() if place.is_dir() else ():
         if path.name not in wanted and OWN_SNAPSHOT.fullmatch(path.name):

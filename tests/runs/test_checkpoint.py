@@ -342,12 +342,22 @@ def test_a_checkpoint_gives_its_snapshots_back(tmp_path):
     found = checkpoint.load_checkpoint(path).snapshots
     assert [s["step"] for s in found] == [1, 2]
     assert torch.equal(found[1]["weights"]["w"], torch.ones(2))
-    file = tmp_path / "snapshots" / "step-00000002.pt"
+    file = tmp_path / "snapshots" / entries[1]["file"]
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InvalidCheckpoint, match=r"step-00000002\.pt does not match"):
+    with pytest.raises(InvalidCheckpoint, match=r"step-00000002-\w+\.pt does not match"):
         checkpoint.load_checkpoint(path)
+
+
+def test_a_snapshot_that_is_written_anew_replaces_none(tmp_path):
+    """Older checkpoints refer to the one of the same step that was there before."""
+    for step, value in ((2, 0.0), (3, 1.0)):
+        entry = checkpoint.save_snapshot(tmp_path, {"step": 1, "weights": torch.full((2,), value)})
+        save(tmp_path, step, snapshots=[entry])
+    for step, value in ((2, 0.0), (3, 1.0)):
+        found = checkpoint.load_checkpoint(tmp_path / f"step-{step:08d}").snapshots
+        assert found[0]["weights"].tolist() == [value, value]
 
 
 def test_checkpoints_that_nobody_goes_on_from_are_set_aside(tmp_path):
