@@ -132,24 +132,36 @@ class GoingOn:
     def load_into(self, engine: Engine) -> None:
         """Restore the state; what was allowed to change is as it is now."""
         run = engine.run
-        built = [dict(group) for group in run.optimizer.param_groups]
-        engine.resume(self._as_it_goes_on())
+        options = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in run.optimizer.param_groups
+        ]
+        engine.resume(self._as_it_goes_on(run.config))
         if self.checkpoint.state is None:  # all was built as it is to be
             return
         accepted = [c for c in self.changes if c.is_decisive]
-        if any(c.what.startswith(f"{run.config.optimizer}.") for c in accepted):
-            for group, own in zip(run.optimizer.param_groups, built, strict=True):
-                group.update({k: v for k, v in own.items() if k != "params"})
+        if any(_is_of_optimizer(c, run.config) for c in accepted):
+            snapshots = [snapshot.optimizer["param_groups"] for snapshot in run.snapshots]
+            for groups in (run.optimizer.param_groups, *snapshots):
+                for group, own in zip(groups, options, strict=True):
+                    group.update(own)
         if any(c.kind in ("format", "recipe") for c in accepted):
             take_recipe(run, "--allow-change")
 
-    def _as_it_goes_on(self) -> Checkpoint:
-        """Return the checkpoint without the snapshots that cannot be used."""
+    def _as_it_goes_on(self, config: TrainConfig) -> Checkpoint:
+        """Return the checkpoint without the snapshots that cannot be used.
+
+        Those of another optimizer, or of other settings of it, are to be written anew.
+        """
         manifest = self.checkpoint.manifest
-        if any(c.what == "optimizer" for c in self.changes):  # its state in them is a new one
+        if any(_is_of_optimizer(c, config) for c in self.changes):
             manifest = {**manifest, "snapshots": []}
         usable = usable_snapshots(self.checkpoint)
         return evolve(self.checkpoint, snapshots=usable, manifest=manifest)
+
+
+def _is_of_optimizer(change: Change, config: TrainConfig) -> bool:
+    return change.what == "optimizer" or change.what.startswith(f"{config.optimizer}.")
 
 
 def go_on(
