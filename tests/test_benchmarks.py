@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from helpers_cli import ROOT
+from torch.utils._python_dispatch import TorchDispatchMode
 
 FOLDER = ROOT / "benchmarks"
 PAGE = (ROOT / "docs" / "benchmarks.md").read_text()
@@ -73,6 +74,29 @@ def test_a_clock_waits_for_a_gpu_before_and_after(monkeypatch):
     assert done[3:] == ["call"]
     assert clock(torch.device("cuda")).typical([1.0, 2.0, 9.0]) == 2.0
     assert clock(torch.device("cpu")).typical([1.0, 2.0, 9.0]) == 1.0
+
+
+def test_the_engine_adds_few_operations_to_a_step(monkeypatch, tmp_path):
+    """Each is a launch on a GPU; to count does not depend on the machine's load."""
+
+    class Operations(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += 1
+            return func(*args, **kwargs or {})
+
+    monkeypatch.syspath_prepend(FOLDER)
+    clock, module = importlib.import_module("clock"), importlib.import_module("engine")
+    engine = module.make_engine(str(tmp_path), 10, "tiny", clock.Clock(torch.device("cpu")))
+    bare = module.BareLoop(engine, "tiny")
+    for index in range(1, 4):
+        with Operations() as ours:
+            engine.train_step(module.Step(index))
+        with Operations() as own:
+            bare.step(index)
+    engine.directory.close()
+    assert ours.number - own.number <= 27
 
 
 def test_the_page_says_on_which_machine():

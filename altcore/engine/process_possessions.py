@@ -108,9 +108,10 @@ def _of_hooks() -> Iterator[Possession]:
 
 
 def _working_directory() -> str | None:
-    with suppress(OSError):  # it was removed
-        return os.getcwd()  # noqa: PTH109 # all calls of plugins are looked at
-    return None
+    try:  # no context manager: all calls of plugins are looked at
+        return os.getcwd()  # noqa: PTH109
+    except OSError:  # it was removed
+        return None
 
 
 def _recursion_limit() -> int:

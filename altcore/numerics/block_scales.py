@@ -54,8 +54,9 @@ def spread(numbers: Tensor, shape: tuple[int, ...], fmt: BlockFormat, axis: int 
     length = shape[axis]
     b = fmt.along(length)
     others = [n for i, n in enumerate(shape) if i != axis % len(shape)]
-    each = numbers.reshape(*others, -(-length // b)).repeat_interleave(b, -1)
-    return each[..., :length].movedim(-1, axis)
+    each = numbers.reshape(*others, -(-length // b)).movedim(-1, axis)
+    # Repeated in place: a turned result would be read across its rows.
+    return each.repeat_interleave(b, axis).narrow(axis, 0, length)
 
 
 def largest_of_blocks(x: Tensor, fmt: BlockFormat, axis: int) -> Tensor:
@@ -64,13 +65,21 @@ def largest_of_blocks(x: Tensor, fmt: BlockFormat, axis: int) -> Tensor:
     if fmt.is_square:
         height, width = x.shape[-2:]
         b, c = fmt.along(height), fmt.along(width)
-        size = torch.nn.functional.pad(size, (0, -width % c, 0, -height % b))
+        size = _padded(_padded(size, -1, -width % c), -2, -height % b)
         size = size.unflatten(-1, (-(-width // c), c)).unflatten(-3, (-(-height // b), b))
         return size.amax((-3, -1)).flatten()
-    size, length = size.movedim(axis, -1), x.shape[axis]
+    axis, length = axis % x.ndim, x.shape[axis]
     b = fmt.along(length)
-    size = torch.nn.functional.pad(size, (0, -length % b))
-    return size.unflatten(-1, (-(-length // b), b)).amax(-1).flatten()
+    size = _padded(size, axis, -length % b).unflatten(axis, (-(-length // b), b))
+    return size.amax(axis + 1).movedim(axis, -1).flatten()
+
+
+def _padded(x: Tensor, axis: int, zeros: int) -> Tensor:
+    """Add zeros at the end of an axis; torch copies ``x`` for none, too."""
+    if not (torch.compiler.is_compiling() or zeros):  # which may not be known while compiling
+        return x
+    after = x.ndim - 1 - axis % x.ndim
+    return torch.nn.functional.pad(x, [0, 0] * after + [0, zeros])
 
 
 def scales_of_blocks(

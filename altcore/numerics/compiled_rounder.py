@@ -2,7 +2,7 @@
 
 A compiler may fuse a multiplication with an addition, keep more bits than a dtype has, or treat
 subnormal numbers as zero. So each new kind of call is first computed in both ways, of numbers of
-every size if its scales are single ones. Unless all bits agree the torch operations stay; once
+every size if its tensors are contiguous. Unless all bits agree the torch operations stay; once
 compiling fails, as it does without Triton, they stay for everything. A warning says so.
 
 Each kind of call has a function of its own, because torch compiles one only so many times: for
@@ -89,44 +89,49 @@ class CompiledRounder(TorchRounder):
     ) -> Measured:
         """Round and measure, by compiled code if it gives the same bits."""
         key = None if key is None else key_tensor(key, x.device)
-        given = (r, s, key, dtype, weight, fake, counts, errors)
-        is_flat = x.is_contiguous() and all(t is None or t.ndim == 0 for t in (r, s, weight))
-        # One kind for all shapes.
-        flat = x.view(-1) if is_flat else x
+        tensors = (x, r, s, weight)
+        is_flat = x.is_contiguous() and all(_is_one_or_like(t, x) for t in tensors[1:])
+        flat = _unviewed(x, is_flat)
+        r, s, weight = (None if t is None else _unviewed(t, is_flat) for t in tensors[1:])
+        given = (flat, r, s, key, dtype, weight, fake, counts, errors)
         others = [None if t is None else (t.dtype, t.ndim) for t in (r, s, key, weight)]
-        layouts = [] if is_flat else [_layout(t) for t in (x, r, s, weight) if t is not None]
+        layouts = [] if is_flat else [_layout(t) for t in tensors if t is not None]
         kind = (x.dtype, x.device, flat.ndim, dtype, fake, counts, errors, *others, *layouts)
-        code = self._code(kind, flat, given)
+        q, over, found, sums = self._rounded(kind, given, is_flat)
+        return q.view(x.shape), over, found, sums
+
+    def _rounded(self, kind: tuple[Any, ...], given: tuple[Any, ...], is_flat: bool) -> Measured:
+        """`rounded`, by the code for calls of this kind."""
+        code = self._code(kind, given, is_flat)
         if code is None:
-            return rounded(self.fmt, self.rule, x, *given)
+            return rounded(self.fmt, self.rule, *given)
         try:
-            q, *measured = code(flat, *given)
+            return code(*given)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # it was to be compiled again
             self.codes[kind] = None
             _warn(f"torch.compile failed for {self.fmt.name} ({described(error):.200})")
-            return rounded(self.fmt, self.rule, x, *given)
-        return q.view(x.shape) if is_flat else q, *measured
+            return rounded(self.fmt, self.rule, *given)
 
-    def _code(self, kind: tuple[Any, ...], x: Tensor, given: tuple[Any, ...]) -> Any:
+    def _code(self, kind: tuple[Any, ...], given: tuple[Any, ...], is_flat: bool) -> Any:
         """Return compiled code for calls of this kind; None if the torch operations compute them.
 
         New code is compared with them first.
         """
         global _compiles
-        if kind in self.codes or not _compiles or x.numel() == 0:
+        if kind in self.codes or not _compiles or given[0].numel() == 0:
             return self.codes.get(kind)
-        sample, code = _numbers(x) if x.ndim == 1 else x, self._new_code()
+        sample, code = _sample(*given) if is_flat else given, self._new_code()
         try:
-            found = code(sample, *given)
+            found = code(*sample)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             _compiles = False
             _warn(f"torch.compile failed ({described(error):.200})")
             return None
-        agrees = _same(found, rounded(self.fmt, self.rule, sample, *given))
+        agrees = _same(found, rounded(self.fmt, self.rule, *sample))
         self.codes[kind] = code if agrees else None
         if not agrees:
             _warn(f"torch.compile rounds otherwise to {self.fmt.name} ({self.rule.rounding})")
@@ -152,9 +157,34 @@ def _warn(problem: str) -> None:
     )
 
 
+def _is_one_or_like(t: Tensor | None, x: Tensor) -> bool:
+    """Whether a scale is a single one, or has one contiguous element for each of ``x``."""
+    return t is None or t.ndim == 0 or (t.shape == x.shape and t.is_contiguous())
+
+
+def _unviewed(t: Tensor, is_flat: bool) -> Tensor:
+    """Return the same elements in no view, which torch compiles anew for each shape of its base.
+
+    In one dimension if ``is_flat``, for one kind of all shapes.
+    """
+    return (t.view(-1) if is_flat and t.ndim else t).data
+
+
 def _layout(t: Tensor) -> tuple[int, ...]:
     """Return what torch compiles anew for: which sizes and strides are 0 or 1, and which not."""
     return tuple(min(n, 2) for n in (*t.shape, *t.stride()))
+
+
+def _sample(x: Tensor, *given: Any) -> tuple[Any, ...]:
+    """Return the arguments of a call that rounds numbers of all sizes by these scales in turn.
+
+    Code is laid out for the size of its first tensor, which here is neither small nor chance.
+    """
+    numbers = _numbers(x)
+    n, turns = len(numbers), -(-len(numbers) // x.numel())
+    return numbers, *(
+        t[:n].repeat(turns)[:n].data if isinstance(t, Tensor) and t.ndim == 1 else t for t in given
+    )
 
 
 def _numbers(like: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
-from altcore.numerics.tracing import is_plain
+from altcore.numerics.tracing import is_untraced
 
 __all__ = [
     "decode",
@@ -226,7 +226,7 @@ def grid_error(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
 def _is_differentiated(x: Tensor) -> bool:
     """Whether autograd may ask how the result depends on ``x``."""
     forward = torch.autograd.forward_ad._current_level >= 0
-    return not is_plain(x) or forward or (x.requires_grad and torch.is_grad_enabled())
+    return not is_untraced(x) or forward or (x.requires_grad and torch.is_grad_enabled())
 
 
 def _scales(

@@ -30,7 +30,7 @@ from altcore.numerics.rounding_constants import (
 )
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scalar
-from altcore.numerics.tracing import is_plain, untraced
+from altcore.numerics.tracing import is_plain, is_untraced, untraced
 
 Scale = float | Tensor | None
 
@@ -107,8 +107,10 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
     elif isinstance(scale, int | float) and not isinstance(scale, bool):
         number = to_double(scale)
         number = number if dtype == torch.float64 else to_single(number)
-        if dtype == torch.float32 and 0 < number < math.inf and is_plain(x):
-            return _pair_of(number)
+        if dtype == torch.float32 and 0 < number < math.inf and is_untraced(x):
+            pair = _pair_of(number)
+            # Filled with a number, as a copy would wait for the device.
+            return pair if x.is_cpu else (_like(pair[0], x), _like(pair[1], x))
         s = torch.full((), number, dtype=dtype, device=x.device)
     else:
         raise BadInput(f"scale: a scale is a number or a tensor, not {scale!r}")
@@ -128,6 +130,10 @@ def _pair_of(number: float) -> tuple[Tensor, Tensor]:
     In float64 and rounded once more, a quotient of two float32s is rounded once.
     """
     return scalar(number), scalar(min(to_single(1 / number), FLOAT32.largest))
+
+
+def _like(number: Tensor, x: Tensor) -> Tensor:
+    return torch.full((), float(number), dtype=number.dtype, device=x.device)
 
 
 _RULES = {(rounding, o): Rule(rounding, o) for rounding in ROUNDINGS for o in OVERFLOWS}

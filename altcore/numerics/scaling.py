@@ -71,18 +71,17 @@ def scale_of(
     m = m.to(dtype)
     # Tensors, not Python numbers: on a GPU, division by a number multiplies by its inverse.
     top = torch.full_like(m, largest)
-    one = torch.ones_like(m)
     if power_of_two:
         s, r = _powers(m, top)
     else:
         s = m / top
         if wide and given == torch.float32:
             s = _keep_bits(s, FLOAT32.mantissa)
-        r = torch.minimum(top / m, torch.full_like(m, layout.largest))
+        r = (top / m).clamp(max=layout.largest)
         s = s.clamp(2.0 ** -(layout.bias + 1), layout.largest)
-    unusable = ~torch.isfinite(m)
-    s = torch.where(m == 0, one, torch.where(unusable, torch.nan, s))
-    r = torch.where(m == 0, one, torch.where(unusable, torch.nan, r))
+    is_zero, unusable = m == 0, ~torch.isfinite(m)
+    s = s.masked_fill_(unusable, torch.nan).masked_fill_(is_zero, 1.0)
+    r = r.masked_fill_(unusable, torch.nan).masked_fill_(is_zero, 1.0)
     return s, r
 
 

@@ -32,6 +32,8 @@ from altcore.numerics.torch_rounding import round_unscaled
 Key = int | Tensor | None
 Measured = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 """The result, a mask of overflows, and the increments of counts and of errors."""
+PART = 4096
+"""Elements that one processor sums in compiled code."""
 
 
 @define(eq=False, slots=False)  # torch.compile traces the making of such an object
@@ -237,14 +239,28 @@ def times_scale(q: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 def _count(x: Tensor, q: Tensor, over: Tensor) -> Tensor:
     finite = torch.isfinite(x)
-    elements = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
+    elements = torch.full((1,), x.numel(), dtype=torch.int64, device=x.device)
     flushed = (q == 0) & (x != 0) & finite & ~over
-    return torch.stack([elements, (over & finite).sum(), flushed.sum(), (~finite).sum()])
+    return torch.cat([elements, _totals(over & finite, flushed, ~finite)])
 
 
 def _square(y: Tensor, q: Tensor, weight: Tensor | None) -> Tensor:
     finite = torch.isfinite(y)
-    pair = torch.stack([q.double() - y.double(), y.double()])
+    error, signal = q.double() - y.double(), y.double()
     if weight is not None:
-        pair = pair * weight.double()
-    return torch.where(finite, pair, 0.0).square().reshape(2, y.numel()).sum(1)
+        error, signal = error * weight.double(), signal * weight.double()
+    return _totals(*(torch.where(finite, t, 0.0).square() for t in (error, signal)))
+
+
+def _totals(*tensors: Tensor) -> Tensor:
+    """Return the sum of each tensor; in compiled code, of the sums of parts of one size.
+
+    torch.compile shares out a sum among a GPU's processors by the size of the first tensor that it
+    sees, and keeps that for larger ones: after a small one it would leave them all to one.
+    """
+    if not torch.compiler.is_compiling():
+        return torch.stack([t.sum() for t in tensors])
+    flat = [t.reshape(-1) for t in tensors]
+    # Two parts at least: torch compiles anew for a single one.
+    padded = [torch.nn.functional.pad(t, (0, 2 * PART - t.numel() % PART)) for t in flat]
+    return torch.stack([t.view(-1, PART).sum(1) for t in padded]).sum(1)

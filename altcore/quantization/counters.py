@@ -53,8 +53,9 @@ class Counters:
 
     def reset(self) -> None:
         """Start a step at zero."""
-        self.counts.zero_()
-        self.errors.zero_()
+        if self.quantizers:  # nothing to count is no launch on a GPU
+            self.counts.zero_()
+            self.errors.zero_()
 
     def add_views(self, layers: Mapping[str, QuantizedLayer]) -> None:
         """Count the masters that moved while their quantized view did not, since the forward."""

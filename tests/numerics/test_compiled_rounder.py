@@ -1,5 +1,6 @@
 """The torch operations compiled by torch.compile: the same bits, or else the operations stay."""
 
+import contextlib
 import shutil
 import warnings
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from format_checks import all_bfloat16, assert_same, edges, path, random_floats
 from grid_formats import BF16, E0M7, E4M3, E5M2, E7M0, FLAT, NF, WIDE
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from altcore.formats import BlockFormat, get_format
 from altcore.numerics import (
@@ -21,7 +23,7 @@ from altcore.numerics import (
     round_to_grid,
 )
 from altcore.numerics.compiled_rounder import CompiledRounder
-from altcore.numerics.torch_arithmetic import TorchRounder
+from altcore.numerics.torch_arithmetic import PART, TorchBlockRounder, TorchRounder
 
 FORMATS = [E4M3, E5M2, E0M7, E7M0, BF16, FLAT, NF, WIDE]
 RULES = [
@@ -214,6 +216,65 @@ def test_a_format_is_compiled_for_any_number_of_kinds(monkeypatch):
                 rounder.fake(y, r, r, UNMETERED, None)
     assert len(rounder.codes) == 16
     assert all(rounder.codes.values())
+
+
+def count_compiled(monkeypatch, mode=contextlib.nullcontext):
+    """Return a list that gets a graph for each compilation; what they do runs inside ``mode()``."""
+    graphs, real = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+
+        def run(*args):
+            with mode():
+                return graph(*args)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", lambda f, **given: real(f, backend=backend, **given))
+    return graphs
+
+
+def test_blocks_are_one_kind_along_every_axis(monkeypatch):
+    """Of any shape: nothing is compiled again in a later step, or for another layer."""
+    graphs = count_compiled(monkeypatch)
+    fmt = get_format("MXFP8-E4M3")
+    rounder = TorchBlockRounder(fmt, CompiledRounder(fmt.element, NEAREST))
+    counts, own = torch.zeros(2, 4, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for shape in ((64, 96), (256, 32), (32, 32), (2, 64, 64), (96,)):
+            x = torch.randn(shape) * 500
+            for axis in range(x.ndim):
+                found = rounder.fake(x, axis, Meters(counts), None)
+                assert_same(found, fake_blocks(x, fmt, axis=axis, meters=Meters(own)))
+    assert counts.tolist() == own.tolist()
+    assert len(graphs) == len(rounder.element.codes) == 1
+
+
+def test_sums_are_of_parts_of_one_size(monkeypatch):
+    """Whatever the first tensor was: after a small one a GPU would leave all to one processor."""
+    longest = []
+
+    class Sums(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **kwargs or {})
+            if func.overloadpacket == torch.ops.aten.sum and args[0].numel():
+                longest.append(args[0].numel() // result.numel())
+            return result
+
+    count_compiled(monkeypatch, Sums)
+    rounder, own = CompiledRounder(E4M3, NEAREST), TorchRounder(E4M3, NEAREST)
+    for rows in (3, 3 * PART + 1):
+        x, r = torch.randn(rows, 2) * 400, torch.rand(rows, 1) + 0.5
+        for scale in (None, r):
+            counts = torch.zeros(2, 4, dtype=torch.int64)
+            errors = torch.zeros(2, 2, dtype=torch.float64)
+            for i, each in enumerate((rounder, own)):
+                each.round(x, scale, Meters(counts[i], errors[i]), None)
+            assert counts[0].tolist() == counts[1].tolist()
+            torch.testing.assert_close(errors[0], errors[1])
+    assert max(longest) == PART
 
 
 def test_operations_take_over_where_compiling_again_fails(monkeypatch):

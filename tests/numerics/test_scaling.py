@@ -8,9 +8,12 @@ import torch
 from grid_formats import BF16, E0M7, E3M4, E4M3, E5M2, E7M0, NF, WIDE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from altcore.errors import BadInput
-from altcore.numerics import amax, compute_dtype, fake_round, scale_of
+from altcore.numerics import amax, compute_dtype, fake_round, functional, scale_of
+from altcore.numerics.resolve import scale_pair
 
 
 def fl(value, bits, least):
@@ -99,3 +102,48 @@ def test_formats_beyond_float32():
     y = fake_round(x, WIDE, r=r, s=s)
     assert y.dtype == torch.float32
     assert ((y - x).abs() <= x.abs() / 2).all()
+
+
+def test_scales_take_few_operations():
+    """Each is a launch on a GPU, where a small tensor's rounding is one, too."""
+
+    class Operations(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.number += 1
+            return func(*args, **kwargs or {})
+
+    a = torch.tensor(3.0)
+    for power_of_two, most in ((False, 15), (True, 26)):
+        with Operations() as seen:
+            scale_of(a, E4M3, power_of_two=power_of_two)
+        assert seen.number <= most
+
+
+def test_a_number_as_scale_is_only_filled_in_elsewhere():
+    """The meta device stands for a GPU: nothing is computed there, or copied to it."""
+    made = []
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **kwargs or {})
+            if isinstance(found, torch.Tensor) and found.is_meta:
+                made.append((func, args[1]))
+            return found
+
+    x = torch.empty(2, 3, device="meta")
+    with Calls():
+        s, r = scale_pair(0.3, x, E4M3)
+    one = torch.ones(1)
+    wanted = [t.item() for t in scale_pair(torch.tensor(0.3), one, E4M3)]
+    assert made == [(torch.full, v) for v in wanted]
+    assert s.is_meta
+    assert r.is_meta
+
+
+def test_autograd_is_asked_only_by_what_has_a_gradient():
+    """Its function would take longer than rounding a small tensor on a GPU."""
+    x = torch.empty(2, 3, device="meta")
+    assert not functional._is_differentiated(x)
+    assert functional._is_differentiated(x.requires_grad_())
