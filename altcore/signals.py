@@ -224,6 +224,21 @@ def _say(text: str) -> None:
         os.write(2, f"altcore: {text}\n".encode())
 
 
+@contextmanager
+def not_waiting() -> Iterator[None]:
+    """Let a signal end the process at once, without a handler: C code that waits runs none."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.getsignal(n) for n in WATCHED} if is_main else {}
+    handled = [n for n, own in before.items() if own not in (signal.SIG_IGN, signal.SIG_DFL, None)]
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
+
+
 def spare_spawned_children() -> None:
     """Let children that `multiprocessing` spawns from now on be as deaf as those that it forks.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,9 +25,14 @@ from altcore.engine.ranks import Ranks
 from altcore.engine.shares import Drawn, check_drawn, share_of
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
 from altcore.hooks import Action, Proposal
+from altcore.log import log
 from altcore.quantization import Quantization, amax_histories, random_key, share_amax
+from altcore.signals import not_waiting
 
 T = TypeVar("T")
+
+PATIENCE = 10.0
+"""Seconds after which a process that waits for the others says so."""
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which torchrun tells a process of the others."""
@@ -35,6 +41,21 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _NUMBERS = itertools.count()
 """Of the runs that this process takes part in: a script may make several, and torch leaves the
 addresses of a process group in the store."""
+
+
+@contextmanager
+def _told_while_waiting() -> Iterator[None]:
+    """Say for whom this process waits, if they do not come soon: torch waits for half an hour."""
+    rank, size, *_, address, port = (os.environ[name] for name in TORCHRUN)
+    told = f"rank {rank} of {size} waits for the others at {address}:{port}"
+    hint = "start all of them with torchrun; for one process unset RANK and WORLD_SIZE"
+    timer = threading.Timer(PATIENCE, log.warning, (told,), {"hint": hint})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class TorchrunRanks(Ranks):
@@ -52,10 +73,11 @@ class TorchrunRanks(Ranks):
             is_cuda = own.type == "cuda" and (own.index or 0) < torch.cuda.device_count()
             if is_cuda:
                 torch.cuda.set_device(own)
-            common, rank, world_size = next(iter(rendezvous("env://")))
-            self.store = PrefixStore(f"altcore/{next(_NUMBERS)}", common)
             backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
-            dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
+            with not_waiting(), _told_while_waiting():
+                common, rank, world_size = next(iter(rendezvous("env://")))
+                self.store = PrefixStore(f"altcore/{next(_NUMBERS)}", common)
+                dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.parallel: DistributedDataParallel | None = None
         self.drawn: list[Drawn] = []
