@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Container, Mapping
 from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -39,11 +41,11 @@ class KeptObject(Kept):
         state = self.object.state_dict()
         if problem := nested_too_deeply(state):
             raise BadInput(f"its state {problem}", key=self.key)
-        return as_builtin(state)
+        return _encoded(state)
 
     def restore(self, state: Any) -> None:
         """Load a state."""
-        self.object.load_state_dict(state)
+        self.object.load_state_dict(_decoded(state))
 
     def check_between_steps(self) -> None:
         """Raise `BadInput` if it scales gradients, and has begun a step."""
@@ -74,6 +76,42 @@ class KeptObject(Kept):
 
     def _name(self, name: str) -> str:
         return within(name, self.label) if name else self.label
+
+
+NUMPY, PATH = "altcore.numpy", "altcore.path"
+"""Keys of what stands for a number of numpy's, with its dtype and bytes, and for a path."""
+
+
+def _encoded(value: Any) -> Any:
+    """Return numpy's numbers and paths as plain data, of which `_decoded` makes them again.
+
+    A number of Python's in the place of a float32 would compute with more bits.
+    """
+    numpy = sys.modules.get("numpy")  # if its numbers exist, somebody imported it
+    if numpy is not None and isinstance(value, numpy.generic):
+        is_number = value.dtype.kind in "biufcMm"
+        return {NUMPY: value.dtype.str, "bytes": value.tobytes()} if is_number else value.item()
+    if isinstance(value, PurePath):
+        return {PATH: str(value)}
+    if type(value) in (list, tuple):
+        return type(value)(map(_encoded, value))
+    if type(value) is dict:
+        return {as_builtin(k): _encoded(v) for k, v in value.items()}
+    return value
+
+
+def _decoded(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(map(_decoded, value))
+    if type(value) is not dict:
+        return value
+    if NUMPY in value:
+        import numpy
+
+        return numpy.frombuffer(value["bytes"], value[NUMPY])[0]
+    if PATH in value:
+        return Path(value[PATH])
+    return {k: _decoded(v) for k, v in value.items()}
 
 
 def check_fits(kept: Mapping[str, str], given: Mapping[str, str]) -> None:
