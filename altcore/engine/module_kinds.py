@@ -21,8 +21,9 @@ _NO_DIFFERENCE = re.compile(r"(, )?inplace=(True|False)|0x[0-9a-f]+")
 def kinds_of(model: nn.Module) -> dict[str, str]:
     """Return the class of each module, with what its ``extra_repr`` says.
 
-    And the parameters that are tied, or have another order in memory than torch's own: sums are
-    made in another order then.
+    One of torch's that says nothing, as a transformer's layer, is told by its options. And the
+    parameters that are tied, or have another order in memory than torch's own: sums are made in
+    another order then.
     """
     first: dict[int, str] = {}
     tied = {
@@ -40,10 +41,22 @@ def kinds_of(model: nn.Module) -> dict[str, str]:
 
 def _kind(module: nn.Module) -> str:
     try:
-        said = str(module.extra_repr())
+        said = f"{module.extra_repr()!s:.100}" or _options(module)
     except Exception as error:  # code of others
-        said = described(error)
-    return one_line(f"{type(module).__name__}({_NO_DIFFERENCE.sub('', said):.100})")
+        said = f"{described(error):.100}"
+    return one_line(f"{type(module).__name__}({_NO_DIFFERENCE.sub('', said)})")
+
+
+def _options(module: nn.Module) -> str:
+    if not type(module).__module__.startswith("torch.nn.modules."):
+        return ""
+    plain = {
+        name: getattr(value, "__name__", value)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and name != "training"
+    }
+    told = {name: x for name, x in plain.items() if isinstance(x, str | int | float)}
+    return ", ".join(f"{name}={x}" for name, x in sorted(told.items()))
 
 
 def warn_of_other_kinds(was: Mapping[str, str], model: nn.Module, label: str) -> None:

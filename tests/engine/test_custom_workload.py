@@ -242,6 +242,36 @@ def test_other_modules_with_the_same_weights_are_refused_until_allowed(shelf, st
     assert "GELU(approximate='none') as 1" in change["now"]
 
 
+LAYER = {"d_model": 4, "nhead": 2, "dim_feedforward": 8, "dropout": 0.0, "batch_first": True}
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"norm_first": True}, "norm_first=False.*norm_first=True"),
+        ({"activation": "gelu"}, "activation=relu.*activation=gelu"),
+        ({"nhead": 4}, "num_heads=2.*num_heads=4"),
+    ],
+)
+def test_options_that_modules_of_torch_do_not_tell_are_compared(shelf, start, option, says):
+    plant(shelf, "regression")
+
+    def layer(**options):
+        return nn.TransformerEncoderLayer(**(LAYER | options))
+
+    def loss(model, batch):
+        x, y = batch
+        return (model(x.unsqueeze(1)).sum((1, 2)) - y.flatten()).square().mean()
+
+    own = {"data": sums, "loss": loss}
+    keys = {"workload": "regression", "format": "E4M3", "schedule": "constant"}
+    altcore.train(start.config(name="r", max_steps=2, **keys), model=layer(), **own)
+    again = resuming.resumed("r", str(start.runs), max_steps=3)
+    with pytest.raises(BadInput, match=says):
+        altcore.train(again, resume="r", model=layer(**option), **own)
+    assert altcore.train(again, resume="r", model=layer(), **own).steps_completed == 3
+
+
 class Twice(nn.Sequential):
     """A model of two layers, which may have one weight."""
 
