@@ -32,7 +32,13 @@ def find_run(name: str, runs_dir: str) -> Path:
 
     Raises `BadInput` if there is none with that name, and `UnreadableFile` if nobody may look.
     """
-    path = Path(runs_dir) / check_name(name, "run")
+    try:
+        path = Path(runs_dir) / check_name(name, "run")
+    except BadInput as error:
+        last = Path(str(name)).name
+        if last and (Path(runs_dir) / last).is_dir():
+            error.hint = f"{last} names the run in {runs_dir}"
+        raise
     with unreadable_named(path):
         check_kinds(path, files=[CONFIG], folders=[])
         check_has_configuration(path)

@@ -7,7 +7,7 @@ import pytest
 from helpers import run_directory
 
 from altcore import BadInput
-from altcore.runs import Summary, summary_of
+from altcore.runs import Summary, find_run, summary_of
 
 
 def test_a_run_that_is_not_over_says_so(tmp_path):
@@ -82,3 +82,11 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert plain["evaluation"] == {"step": 1, "val_loss": None}
     assert plain["collapses"][0]["loss"] is None
     assert plain["collapses"][0]["reason"] == "nan"
+
+
+@pytest.mark.parametrize("given", ["runs/base", "base/", "./base"])
+def test_a_path_in_the_place_of_a_name_is_told_the_name(tmp_path, given):
+    """As a shell completes it."""
+    run_directory(tmp_path, name="base")
+    with pytest.raises(BadInput, match=r"is not a name.*: base names the run in .*runs"):
+        find_run(given, str(tmp_path / "runs"))
