@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst %/pyproject.toml,./%,$(wildcard plugins/*/pyproject.toml))
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(CONSTRAINTS)
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-cuda test-clusters sweep-toy loss-slope-toy bench exactness models pages notebook lint format clean
+.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-cuda test-torch test-clusters sweep-toy loss-slope-toy bench exactness models pages notebook lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +56,15 @@ test-models: venv ## the tests marked models: some fifty models under every reci
 test-cuda: venv ## the tests marked cuda, then those of runs and plugins on an NVIDIA GPU
 	$(PYTEST) -m cuda
 	ALTCORE_TEST_DEVICE=cuda $(PYTEST) tests/engine tests/plugins/diagnostics tests/plugins/interventions
+
+# Some of what torch needs it asks for in a version of its own.
+TORCH := 2.8.0
+OTHER := .venv-torch-$(TORCH)
+test-torch: ## what CI tests, under another torch in its own .venv-torch-VERSION: the oldest allowed (TORCH=2.11.0)
+	@mkdir -p $(OTHER)
+	@sed -E -e '/^(setuptools|sympy|torch)==/d' -e '$$atorch==$(TORCH)' constraints.txt >$(OTHER)/constraints.txt
+	@$(MAKE) --no-print-directory venv VENV=$(OTHER) CONSTRAINTS=$(OTHER)/constraints.txt
+	$(OTHER)/bin/python -m pytest -n 2
 
 # Daemons of a cluster come from the system, which only root may change; without them tests skip.
 test-clusters: venv ## the tests marked cluster: sweeps through faults of a real Slurm and a real Ray, which it installs
@@ -103,6 +113,6 @@ format: venv ## let ruff format the code and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove caches and build outputs; .venv and runs/ stay
+clean: ## remove caches and build outputs; environments and runs/ stay
 	rm -rf build dist plugins/*/dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from altcore.numerics import COUNTS, Meters, Rule, compute_dtype, round_to_grid
 
 ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "log-nearest")
 PATHS = ("torch", "compiled")
+HAS_VMAP = torch.__version__ >= "2.13"
+"""Whether vmap takes a rounding: an earlier torch cannot view bits under it."""
+needs_vmap = pytest.mark.skipif(not HAS_VMAP, reason="torch 2.13 or newer")
 
 
 @contextlib.contextmanager

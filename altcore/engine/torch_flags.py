@@ -37,7 +37,10 @@ def _set_print_options(options: tuple[Any, ...]) -> None:
 
 
 def _default_device() -> str:
-    return str(torch.get_default_device())
+    try:
+        return str(torch.get_default_device())
+    except AttributeError:  # torch 2.8, once a device that was set has been taken back
+        return "cpu"
 
 
 def _set_default_device(name: str) -> None:

@@ -22,8 +22,3 @@ class Stochastic(NamedTuple):
 
     random_bits: int = ALL_BITS
     few_bits: str = "centred"
-
-    @property
-    def half(self) -> float:
-        """What is added to the random bits, in units of the last one, before they are compared."""
-        return 0.5 if self.few_bits == "centred" else 0.0

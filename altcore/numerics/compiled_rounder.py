@@ -2,8 +2,9 @@
 
 A compiler may fuse a multiplication with an addition, keep more bits than a dtype has, or treat
 subnormal numbers as zero. So each new kind of call is first computed in both ways, of numbers of
-every size if its tensors are contiguous. Unless all bits agree the torch operations stay; once
-compiling fails, as it does without Triton, they stay for everything. A warning says so.
+every size if its tensors are contiguous. Unless all bits agree the torch operations stay, as they
+do where compiling fails; for everything if the compiler cannot even add, as without Triton. A
+warning says so.
 
 Each kind of call has a function of its own, because torch compiles one only so many times: for
 dtypes, layouts, autocast. If it gives up on one, the torch operations take its place.
@@ -30,7 +31,7 @@ from altcore.numerics.torch_arithmetic import Key, Measured, TorchRounder, round
 from altcore.numerics.tracing import by_identity, is_untraced
 
 _compiles = True
-"""False once compiling has failed in this process."""
+"""False once this process has found that nothing can be compiled."""
 
 
 def can_compile(x: Tensor, rule: Rule) -> bool:
@@ -128,14 +129,31 @@ class CompiledRounder(TorchRounder):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            _compiles = False
-            _warn(f"torch.compile failed ({described(error):.200})")
+            self.codes[kind] = None
+            _compiles = _can_add(given[0].device)
+            what = f" for {self.fmt.name} ({self.rule.rounding})" if _compiles else ""
+            _warn(f"torch.compile failed{what} ({described(error):.200})")
             return None
         agrees = _same(found, rounded(self.fmt, self.rule, *sample))
         self.codes[kind] = code if agrees else None
         if not agrees:
             _warn(f"torch.compile rounds otherwise to {self.fmt.name} ({self.rule.rounding})")
         return self.codes[kind]
+
+
+def _can_add(device: torch.device) -> bool:
+    """Whether a sum can be compiled for a device: if not, nothing can."""
+
+    def double(x: Tensor) -> Tensor:
+        return x + x
+
+    try:
+        torch.compile(double, fullgraph=True)(torch.ones(2, dtype=torch.float32, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        return False
+    return True
 
 
 @cache

@@ -28,7 +28,7 @@ from altcore.numerics.rounding_constants import (
     compute_dtype,
     to_double,
 )
-from altcore.numerics.rules import Rule
+from altcore.numerics.rules import Rule, draws
 from altcore.numerics.scaling import scalar
 from altcore.numerics.tracing import is_plain, is_untraced, untraced
 
@@ -157,7 +157,7 @@ def key_for(x: Tensor, rule: Rule, key: int | Tensor | None) -> int | Tensor | N
 
     The default generator of ``x``'s device draws it, so that `torch.manual_seed` decides.
     """
-    if key is not None or not rule.draws:
+    if key is not None or not draws(rule):
         return key
     check_floating(x)
     try:

@@ -39,15 +39,23 @@ class Rule(NamedTuple):
     stochastic: Stochastic = Stochastic()
     """Settings of stochastic rounding; without effect on the others."""
 
-    @property
-    def has_few_bits(self) -> bool:
-        """Whether stochastic rounding has other settings than the usual ones."""
-        return self.stochastic != Stochastic()
 
-    @property
-    def draws(self) -> bool:
-        """Whether rounding needs random bits."""
-        return self.rounding == "stochastic"
+# Functions, since torch 2.8 cannot compile the properties of a tuple.
+
+
+def draws(rule: Rule) -> bool:
+    """Whether rounding needs random bits."""
+    return rule.rounding == "stochastic"
+
+
+def has_few_bits(rule: Rule) -> bool:
+    """Whether stochastic rounding has other settings than the usual ones."""
+    return rule.stochastic != Stochastic()
+
+
+def half_bit(settings: Stochastic) -> float:
+    """What is added to the random bits, in units of the last one, before they are compared."""
+    return 0.5 if settings.few_bits == "centred" else 0.0
 
 
 def full_rule(rule: Rule) -> Rule:

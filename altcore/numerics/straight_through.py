@@ -108,7 +108,7 @@ def straight_through(
     ``ends``: the scaled values beyond which it is 0; None for none.
 
     Raises `BadInput` for transforms within a compiled function, whose derivatives torch loses,
-    and for the overflow rule ``raise`` under vmap.
+    and under vmap for the overflow rule ``raise``, and for a torch that cannot view bits there.
     """
     is_transformed = torch._C._are_functorch_transforms_active()
     if is_transformed and torch.compiler.is_compiling():
@@ -120,4 +120,14 @@ def straight_through(
     kind = _Transformed if is_transformed or is_dual else _Plain
     apply: Callable[..., Tensor] = kind.apply  # the base class has no annotations
     parts = rule.rounding, rule.overflow, *rule.stochastic
-    return apply(x, s, r, key, fmt, axis, *parts, *(ends or (None, None)))
+    inputs = x, s, r, key, fmt, axis, *parts, *(ends or (None, None))
+    if not is_transformed:
+        return apply(*inputs)
+    try:
+        return apply(*inputs)
+    except RuntimeError as error:
+        if "aten::view.dtype" not in str(error):
+            raise
+        raise BadInput(
+            f"vmap over a rounding needs torch 2.13 or newer, and this is torch {torch.__version__}"
+        ) from error

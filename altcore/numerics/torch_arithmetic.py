@@ -25,7 +25,7 @@ from altcore.numerics.block_scales import (
 from altcore.numerics.checks import check_floating, check_meters
 from altcore.numerics.hashing import check_key, random_bits
 from altcore.numerics.rounding_constants import compute_dtype
-from altcore.numerics.rules import Meters, Rule
+from altcore.numerics.rules import Meters, Rule, draws
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.torch_rounding import round_unscaled
 
@@ -109,7 +109,7 @@ class TorchRounder:
     ) -> Tensor:
         if key is not None:
             check_key(key)
-        elif self.rule.draws:
+        elif draws(self.rule):
             raise BadInput("stochastic rounding needs a key")
         check_meters(x, meters)
         asked = {"counts": meters.counts is not None, "errors": meters.errors is not None}
@@ -145,7 +145,7 @@ def rounded(
     if r is not None:
         y = y * r.to(y.dtype)
     noise = None
-    if rule.draws:
+    if draws(rule):
         assert key is not None
         noise = random_bits(x.shape, key, x.device)
     q, over = round_unscaled(y, fmt, rule, noise)

@@ -18,7 +18,7 @@ from altcore.numerics.rounding_constants import (
     table_constants,
     thresholds,
 )
-from altcore.numerics.rules import Rule
+from altcore.numerics.rules import Rule, half_bit, has_few_bits
 from altcore.numerics.tracing import constant_tensors
 
 TABLE_BITS = 23
@@ -113,7 +113,7 @@ def _draw_size(a: Tensor, c: FloatConstants, noise: Tensor, rule: Rule) -> Tenso
     lift = low.to(a.dtype) * c.least
     lifted = a + lift
     bits = lifted.view(c.layout.integer)
-    if rule.has_few_bits:
+    if has_few_bits(rule):
         bits = bits - (lifted - lift > a).to(bits.dtype)
     drawn = _carry(bits, noise, c.cut, rule.stochastic)
     if c.gap_cut != c.cut:
@@ -128,8 +128,9 @@ def _carry(bits: Tensor, noise: Tensor, cut: int, settings: Stochastic) -> Tenso
     if cut <= count:
         more = (noise >> (32 - cut)) & ((1 << cut) - 1)
     else:
-        drawn = (noise.to(bits.dtype) >> (32 - count)) & ((1 << count) - 1)
-        more = (drawn << (cut - count)) + int(settings.half * (1 << (cut - count)))
+        # Powers, since some versions of torch take the count for a symbol and cannot shift 1 by it.
+        drawn = (noise.to(bits.dtype) >> (32 - count)) & (2**count - 1)
+        more = (drawn << (cut - count)) + int(half_bit(settings) * 2 ** (cut - count))
     return (bits + more) & -(1 << cut)
 
 
@@ -147,8 +148,8 @@ def round_table(y: Tensor, fmt: Format, rule: Rule, noise: Tensor | None) -> tup
         distance, width = (y.double() - inner).abs(), (outer - inner).abs()
         # Compared with as many random bits, turned so that large ones round away.
         count = min(rule.stochastic.random_bits, TABLE_BITS)
-        drawn = ((~noise >> (32 - count)) & ((1 << count) - 1)).double()
-        outside = distance * 2.0**count >= (drawn + 1 - rule.stochastic.half) * width
+        drawn = ((~noise >> (32 - count)) & (2**count - 1)).double()
+        outside = distance * 2.0**count >= (drawn + 1 - half_bit(rule.stochastic)) * width
         # Position in the extended grid: the upper end if exactly one of the two holds.
         index = interval + (inner_above ^ outside).to(torch.int64)
         index = torch.where(below < 0, 0, torch.where(below > last + 1, last + 2, index))

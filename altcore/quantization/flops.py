@@ -102,7 +102,7 @@ def _unless_uncounted(formula: Callable[..., int]) -> Callable[..., int]:
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
-    """Return torch's formulas and ours, by operation; torch 2.6 does not have all of them."""
+    """Return torch's formulas and ours, by operation; not every torch has all of them."""
     aten = torch.ops.aten
     ours = {getattr(aten, name): f for name, f in _OURS.items() if hasattr(aten, name)}
     return {**flop_registry, **ours}

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace
 
 from altcore.errors import BadInput
 from altcore.quantization.checks import check_unflattened, check_whole, refuse_transforms
@@ -23,6 +24,9 @@ from altcore.quantization.interception import intercepting, suspended
 from altcore.quantization.layer import QuantizedLayer, WeightProducts
 from altcore.quantization.linear import multiply
 from altcore.recipes import Casts
+
+_is_fx_tracing = getattr(_symbolic_trace, "is_fx_symbolic_tracing", _symbolic_trace.is_fx_tracing)
+"""The newer function, where torch has it, since the other then logs a warning."""
 
 
 class PatchedForward:
@@ -35,14 +39,14 @@ class PatchedForward:
     def __init__(self, layer: QuantizedLayer) -> None:
         self.layer = layer
         # A compiler cannot trace kernels, counters and the scales' state.
-        self.run = torch.compiler.disable(self._run)
+        self.run = torch.compiler.disable(self._run, reason=str(self._refused()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        is_traced = torch._C._get_tracing_state() is not None
-        # The flag itself: the function that returns it logs a warning.
-        is_traced |= torch.fx._symbolic_trace._is_fx_tracing_flag
-        if torch.compiler.is_exporting() or is_traced:
-            raise self._refused()
+        # A compiler stops at `run` by itself; before torch 2.13 it takes `is_exporting` for true.
+        if not torch.compiler.is_dynamo_compiling():
+            is_traced = torch._C._get_tracing_state() is not None or _is_fx_tracing()
+            if is_traced or torch.compiler.is_exporting():
+                raise self._refused()
         return self.run(*args, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:

@@ -298,7 +298,7 @@ def _table() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
     for name, describe in both.items():
         table[getattr(torch, name)] = table[getattr(torch.Tensor, name)] = _one(describe)
-    # nn.functional.grouped_mm calls this one; torch 2.6 has neither.
+    # nn.functional.grouped_mm calls this one, whose name is private.
     if grouped := getattr(torch, "_grouped_mm", None):
         table[grouped] = _several(_grouped_mm)
     return table

@@ -16,13 +16,11 @@ READS = {
     "threads": torch.get_num_threads,
     "oneDNN": lambda: torch.backends.mkldnn.enabled,
     "precision": torch.get_float32_matmul_precision,
-    "precision of all products": lambda: torch.backends.fp32_precision,
-    "precision of oneDNN": lambda: torch.backends.mkldnn.matmul.fp32_precision,
     "determinism": torch.are_deterministic_algorithms_enabled,
     "fast path": torch.backends.mha.get_fastpath_enabled,
     "einsum": lambda: torch.backends.opt_einsum.strategy,
     "dtype": torch.get_default_dtype,
-    "device": torch.get_default_device,
+    "device": lambda: torch.empty(0).device,
     "denormals": lambda: float(torch.full((1,), 1e-42).mul(1.0)),
     "function modes": torch._C._len_torch_function_stack,
     "hooks": lambda: len(torch.nn.modules.module._global_forward_hooks),
@@ -34,14 +32,19 @@ READS = {
     "handler": lambda: signal.getsignal(signal.SIGUSR2),
     "output": lambda: sys.stdout,
 }
+HAS_PRECISIONS = hasattr(torch.backends, "fp32_precision")  # torch 2.8 has one precision only
+if HAS_PRECISIONS:
+    READS["precision of all products"] = lambda: torch.backends.fp32_precision
+    READS["precision of oneDNN"] = lambda: torch.backends.mkldnn.matmul.fp32_precision
 
 
 def change(folder):
     """Change each of them, and fail."""
     torch.set_num_threads(torch.get_num_threads() + 1)
     torch.backends.mkldnn.enabled = False
-    torch.backends.fp32_precision = "tf32"
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    if HAS_PRECISIONS:
+        torch.backends.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())
     torch.backends.mha.set_fastpath_enabled(not torch.backends.mha.get_fastpath_enabled())
     torch.backends.opt_einsum.strategy = "greedy"

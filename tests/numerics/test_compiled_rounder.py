@@ -8,9 +8,10 @@ import pytest
 import torch
 from format_checks import all_bfloat16, assert_same, edges, path, random_floats
 from grid_formats import BF16, E0M7, E4M3, E5M2, E7M0, FLAT, NF, WIDE
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from altcore.formats import BlockFormat, get_format
+from altcore.formats import BlockFormat, FloatFormat, Stochastic, TableFormat, get_format
 from altcore.numerics import (
     NEAREST,
     UNMETERED,
@@ -36,9 +37,14 @@ has_cpp = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    """Nothing was compiled, and nothing has failed."""
+    """Nothing was compiled, and nothing has failed; later tests find torch's compiler as it was."""
     monkeypatch.setattr(compiled_rounder, "_compiles", True)
     torch._dynamo.reset()
+    yield
+    compiled_rounder._tell_compiler.cache_clear()
+    for kind in (FloatFormat, TableFormat):
+        if _pytree.SUPPORTED_NODES.pop(kind, None):
+            _pytree.CONSTANT_NODES.discard(kind)
 
 
 def numbers(fmt, dtype, device="cpu"):
@@ -140,6 +146,30 @@ def test_operations_stay_where_compiling_fails(monkeypatch):
     (told,) = [str(w.message) for w in seen if w.category is RuntimeWarning]
     assert told.startswith("torch.compile failed (RuntimeError: no compiler here): rounding on")
     assert not compiled_rounder._compiles
+
+
+def test_operations_stay_for_one_kind_that_fails(monkeypatch):
+    """Other formats go on being compiled: told of each that is not."""
+
+    def compiles_all_but_tables(function, **options):
+        captured = [c.cell_contents for c in function.__closure__ or ()]
+        fails = any(getattr(c, "fmt", None) is NF for c in captured)
+        return broken if fails else function
+
+    monkeypatch.setattr(torch, "compile", compiles_all_but_tables)
+    x, rule = torch.randn(50), Rule("stochastic")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for fmt in (NF, E4M3):
+            rounder = CompiledRounder(fmt, rule)
+            for _ in range(2):
+                assert_same(
+                    rounder.round(x, None, UNMETERED, 7), round_to_grid(x, fmt, rule, key=7)
+                )
+            assert [code is None for code in rounder.codes.values()] == [fmt is NF]
+    (told,) = [str(w.message) for w in seen if w.category is RuntimeWarning]
+    assert told.startswith("torch.compile failed for nf (stochastic) (RuntimeError: no compiler")
+    assert compiled_rounder._compiles
 
 
 def test_operations_stay_where_bits_differ(monkeypatch):
@@ -275,6 +305,18 @@ def test_sums_are_of_parts_of_one_size(monkeypatch):
             assert counts[0].tolist() == counts[1].tolist()
             torch.testing.assert_close(errors[0], errors[1])
     assert max(longest) == PART
+
+
+@pytest.mark.parametrize("fmt", [E4M3, FLAT, NF, WIDE], ids=str)
+def test_random_bits_of_any_number_are_compiled(fmt, monkeypatch):
+    """Some versions of torch take the number for a symbol, and cannot shift by all of them."""
+    by_operations(monkeypatch)
+    x = torch.randn(50)
+    for settings in (Stochastic(), Stochastic(3)):
+        rounder = CompiledRounder(fmt, Rule("stochastic", stochastic=settings))
+        found = rounder.round(x, None, UNMETERED, 7)
+        assert_same(found, round_to_grid(x, fmt, rounder.rule, key=7))
+        assert all(rounder.codes.values())
 
 
 def test_operations_take_over_where_compiling_again_fails(monkeypatch):

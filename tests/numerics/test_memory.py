@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from format_checks import PATHS, assert_same, path
+from format_checks import PATHS, assert_same, needs_vmap, path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import DTYPES, LAYOUTS, SHAPES, SIZES, numbers, scales, tensors
@@ -353,6 +353,7 @@ def test_keys_are_whole_numbers_on_both_paths(way):
                         make(key, rounding)
 
 
+@needs_vmap
 @available
 def test_transforms_of_torch_func_get_no_kernel():
     """A scale or a key may stand for many, when what is rounded does not."""
@@ -369,6 +370,7 @@ def test_transforms_of_torch_func_get_no_kernel():
         assert_same(got, torch.stack(each))
 
 
+@needs_vmap
 @pytest.mark.parametrize("way", PATHS)
 @pytest.mark.parametrize("fmt", [E4M3, FORMATS[-2]], ids=str)
 def test_vmap_over_a_scale_and_a_key(way, fmt):

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from format_checks import PATHS, assert_same, path
+from format_checks import PATHS, assert_same, needs_vmap, path
 from grid_formats import E3M4, E4M3, normal
 
 from altcore import fake_quantize
@@ -51,6 +51,7 @@ def test_torch_draws_a_key_where_there_is_none(draw):
             assert torch.equal(torch.get_rng_state(), state)
 
 
+@needs_vmap
 def test_keys_that_are_drawn_under_vmap():
     """As its randomness says: none, one for all, or one for each."""
     x = normal(1, 64).expand(3, 64)

@@ -1,10 +1,11 @@
 """Derivatives of fake_quantize, of any order, and torch's function transforms of it."""
 
+import importlib
 from functools import partial
 
 import pytest
 import torch
-from format_checks import PATHS, assert_same, path
+from format_checks import HAS_VMAP, PATHS, assert_same, needs_vmap, path
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -54,6 +55,8 @@ def test_values_under_transforms(f, dtype):
             assert_same(f(x.clone().requires_grad_()).detach(), whole)
             assert_same(jvp(f, (x,), (x,))[0], whole)
             assert_same(vjp(f, x)[0], whole)
+            if not HAS_VMAP:
+                continue
             assert_same(vmap(f)(x), slices)
             assert_same(vmap(f, in_dims=2, out_dims=1)(x.permute(1, 2, 0)).movedim(1, 0), slices)
             assert_same(vmap(vmap(f))(x[None]), slices[None])
@@ -116,6 +119,7 @@ def test_derivatives(f, derivative):
     torch.testing.assert_close(derivative(partial(loss, f), x), wanted)
 
 
+@needs_vmap
 @ways
 def test_a_gradient_for_each_slice(f):
     """As one after another would have it, bit for bit."""
@@ -129,6 +133,7 @@ def backward(f, t):
     return t.grad
 
 
+@needs_vmap
 def test_a_scale_and_a_key_for_each():
     """Their own under vmap, beside the tensor or alone."""
     scales, keys = torch.tensor([0.1, 0.5, 2.0]), torch.tensor([1, 2, 3])
@@ -151,6 +156,16 @@ def test_what_vmap_cannot_do():
     assert_same(jvp(f, (X,), (X,))[0], f(X))
     with pytest.raises(BadInput, match=r"^overflow: raise does not work under vmap"):
         vmap(f)(X)
+
+
+def test_a_torch_without_vmap_is_told_of(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Batching rule not implemented for aten::view.dtype")
+
+    module = importlib.import_module("altcore.numerics.straight_through")
+    monkeypatch.setattr(module, "fake_round", refuse)
+    with pytest.raises(BadInput, match=r"^vmap over a rounding needs torch 2\.13 or newer"):
+        vmap(WAYS["plain"])(X)
 
 
 def test_the_result_may_be_changed_in_place():

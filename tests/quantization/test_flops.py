@@ -89,10 +89,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_training_has_three_times_the_products_of_the_forward_pass(case: str) -> None:
     run, shapes, products = CASES[case]
-    if "group" in case and "conv" not in case and not hasattr(torch, "_grouped_mm"):
-        pytest.skip("torch has no grouped products")
     inputs = [leaf(*shape) for shape in shapes]
-    assert forward(run, *inputs) == 2 * products
+    try:
+        assert forward(run, *inputs) == 2 * products
+    except NotImplementedError:
+        assert "_grouped_mm" in run.__code__.co_names
+        pytest.skip("this torch has grouped products on a GPU only")
     assert training(run, *inputs) == 3 * 2 * products
 
 

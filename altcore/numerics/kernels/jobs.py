@@ -23,7 +23,7 @@ from altcore.numerics.rounding_constants import (
     table_constants,
     thresholds,
 )
-from altcore.numerics.rules import Rule
+from altcore.numerics.rules import Rule, half_bit, has_few_bits
 
 _MOST_BUCKETS = 1 << 20  # for each sign; 4 bytes each: a posit of 16 bits takes 4 MB
 _FEW = 16  # thresholds that a small table may have; FEW of rounding.h
@@ -45,8 +45,8 @@ def prepare_constants(fmt: Format, rule: Rule) -> Prepared | None:
     """Return the job of a format that computes in float32; None if the kernels cannot do it."""
     job = Job()
     job.rounding = ROUNDINGS.index(rule.rounding)
-    job.random_bits, job.half = rule.stochastic.random_bits, rule.stochastic.half
-    job.has_few_bits = rule.has_few_bits
+    job.random_bits, job.half = rule.stochastic.random_bits, half_bit(rule.stochastic)
+    job.has_few_bits = has_few_bits(rule)
     job.saturates = rule.overflow == "saturate"
     given = {"saturate": fmt.max, "inf": math.inf, "nan": math.nan}[rule.overflow]
     job.over_bits = _bits(given)
