@@ -26,7 +26,7 @@ from altcore.engine.kept_optimizer import KeptOptimizer
 from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_names
 from altcore.engine.own_ranks import put_random_state
 from altcore.engine.randomness import random_state
-from altcore.engine.state_checks import check_ties, fitting
+from altcore.engine.state_checks import check_ties, fitting, readable
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
 from altcore.errors import BadInput, InvalidCheckpoint, described, shown
 from altcore.log import log
@@ -206,7 +206,7 @@ class OwnLoop:
             InvalidCheckpoint: if its numbers are no state to go on from.
             BadInput: if it does not fit what was given: an earlier one would fit no better.
         """
-        try:
+        with readable("this loop"):
             self._check_given(state)
             for module in self.modules:
                 module.check(_of(module, state))
@@ -218,10 +218,6 @@ class OwnLoop:
                 if module.q is not None:
                     own = _of(module, state)["quantization"]
                     check_moments(module.q, own, moments)
-        except BadInput:  # a ValueError, too
-            raise
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
 
     def _check_given(self, state: Mapping[str, Any]) -> None:
         """Raise `BadInput` if a state is of other modules, optimizers or recipes."""

@@ -5,6 +5,7 @@ They are tried on new plugins before anything of the run changes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def _try(plugin: Plugin, state: Any) -> None:
             raise RefusedState(plugin, problem)
     try:
         with naming(str(plugin), "load_state_dict"):
-            tried.load_state_dict(state)
+            tried.load_state_dict(copy.deepcopy(state))  # it may take it apart
     except AltcoreError as error:
         problem = str(error).removeprefix(f"{plugin} failed in load_state_dict: ")
         raise RefusedState(plugin, problem) from error

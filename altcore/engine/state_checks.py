@@ -21,11 +21,12 @@ from altcore.engine.collapse import Detector
 from altcore.engine.finite import is_finite
 from altcore.engine.history import RunHistory
 from altcore.engine.labels import MODEL, parameter_names
+from altcore.engine.memory import is_out_of_memory
 from altcore.engine.model_state import check_buffers, may_differ
 from altcore.engine.optimizer_checks import check_layout, check_optimizer, groups_of
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.trespass import same_bits
-from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.errors import BadInput, InvalidCheckpoint, UnreadableFile
 from altcore.quantization import Quantization, check_moments, check_quantization_state
 
 
@@ -46,14 +47,23 @@ class Trained(Protocol):
 
 
 @contextmanager
-def readable() -> Iterator[None]:
-    """Take whatever an object of another form than a state raises for an invalid checkpoint."""
+def readable(whole: str = "a run") -> Iterator[None]:
+    """Take whatever an object of another form than a state raises for an invalid checkpoint.
+
+    But for a lack of memory, which says nothing about the state: `UnreadableFile`.
+    """
     try:
         yield
     except (BadInput, InvalidCheckpoint):
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise InvalidCheckpoint(f"it is no state of a run: {error!r:.200}") from error
+    except (*_OF_OTHER_FORMS, MemoryError) as error:
+        if is_out_of_memory(error):
+            problem = f"a checkpoint cannot be checked for want of memory: {error!r:.200}"
+            raise UnreadableFile(problem, hint="it stays as it is: try again") from error
+        raise InvalidCheckpoint(f"it is no state of {whole}: {error!r:.200}") from error
+
+
+_OF_OTHER_FORMS = (LookupError, TypeError, AttributeError, ValueError, RuntimeError)
 
 
 def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = True) -> None:

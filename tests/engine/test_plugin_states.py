@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from attrs import define, field
-from helpers import PluginShelf, Starter, events, forget_installed, text_file, weights_sha256
+from helpers import PluginShelf, Starter, events, forget_installed, state, text_file, weights_sha256
 from helpers_cli import call
 from structlog.testing import capture_logs
 
@@ -160,3 +160,19 @@ def test_tensors_of_a_run_on_a_cpu_follow_it_to_another_device():
     states = {"a": {"mean": torch.ones(2)}}
     moved = placed_states(states, left_on_cpu(states, torch.device("cpu")), torch.device("meta"))
     assert moved["a"]["mean"].device.type == "meta"
+
+
+@define(eq=False)
+class TakesApart(Count):
+    """Its `load_state_dict` empties what it is given."""
+
+    def load_state_dict(self, state):
+        self.count, self.seen = state.pop("count", 0), state.pop("seen", {})
+
+
+def test_a_state_is_tried_on_a_copy(shelf, tmp_path):
+    name = shelf.install("intervention", "apart", TakesApart)
+    start = Starter(tmp_path / "own", text_file(tmp_path / "words.txt"))
+    start([name], name="r", max_steps=3)
+    start.resume("r", max_steps=4)
+    assert state(start.runs / "r")["ranks"][0]["plugins"][name]["count"] == 4
