@@ -82,7 +82,10 @@ def _of_all(
     ranks: Ranks, names: list[str], values: torch.Tensor | None, items: list[int]
 ) -> tuple[list[str], torch.Tensor, list[int]]:
     """Put the batches of all ranks together, in their order; a rank may have had none."""
-    rows = [] if values is None else values.T.tolist()
+    # Each rank may have them in an order of its own; the loss is the first.
+    order = sorted(range(len(names)), key=lambda i: (names[i] != "loss", names[i]))
+    names = [names[i] for i in order]
+    rows = [] if values is None else values[order].T.tolist()
     parts = ranks.gather((names, list(zip(rows, items, strict=True))))
     turns = itertools.zip_longest(*(own for _, own in parts))
     together = [batch for turn in turns for batch in turn if batch is not None]

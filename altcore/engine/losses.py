@@ -67,6 +67,8 @@ def _checked(name: Any, value: Any, who: str) -> Tensor:
     if not _is_number(value):
         problem = f"{_described(value)}, not a tensor that is real and has no dimensions"
         raise PluginError(f"{who}: the measure {name} of its loss is {problem}")
+    if not value.is_floating_point():  # a count has a mean, too
+        return value.detach().double()
     return value.detach().clone()  # the workload may go on with it
 
 

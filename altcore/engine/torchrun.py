@@ -160,7 +160,10 @@ class TorchrunRanks(Ranks):
         """Sum over the ranks, in one message; weights, which all have, count once."""
         own, counters = means(losses, items), quantization.counters
         self.met_nonfinite = ~torch.isfinite(own["loss"]) | (counters.nonfinite() > 0)
-        values = torch.stack([value.double() for value in own.values()]) / self.world_size
+        names = sorted(own)  # each rank may have them in an order of its own
+        # Measures may be on the CPU while the loss is on a GPU.
+        flat = [own[name].double().to(own["loss"].device) for name in names]
+        values = torch.stack(flat) / self.world_size
         parts = [values, counters.counts.double(), counters.errors]
         for counted in parts[1:] if self.rank else ():
             counted[counters.of_weights] = 0
@@ -170,7 +173,8 @@ class TorchrunRanks(Ranks):
         values, counts, errors = total.split([part.numel() for part in parts])
         counters.counts.copy_(counts.view_as(counters.counts))
         counters.errors.copy_(errors.view_as(counters.errors))
-        return {name: value.to(own[name].dtype) for name, value in zip(own, values, strict=True)}
+        found = dict(zip(names, values, strict=True))
+        return {name: found[name].to(value.dtype) for name, value in own.items()}
 
     def agree(
         self, proposals: int, signal: int, norm: Tensor, quantization: Quantization

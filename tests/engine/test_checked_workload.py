@@ -191,6 +191,20 @@ def test_a_measure_is_averaged_as_it_was_when_it_was_returned(points, start):
     assert [x["shared"] for x in run.metrics_history] == [1.5, 3.5]
 
 
+def test_a_measure_that_counts_is_averaged_as_any_other(points, start):
+    """Its mean is no whole number."""
+    counts = iter(range(100))
+
+    def loss(self, model, batch):
+        count = next(counts) if model.training else 3
+        return model(batch).mean(), {"count": torch.tensor(count), "any": torch.tensor(count > 0)}
+
+    points(loss=loss)
+    run = start(**OWN, gradient_accumulation_steps=2)
+    assert [(x["count"], x["any"]) for x in run.metrics_history] == [(0.5, 0.5), (2.5, 1)]
+    assert run.summary["evaluation"]["val_count"] == pytest.approx(3)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_batches_that_are_averaged_have_the_same_measures(points, start, training):
     """Those of a step, and those of an evaluation; each kind may have its own."""

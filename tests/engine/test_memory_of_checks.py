@@ -18,7 +18,7 @@ def test_a_run_keeps_its_newest_checkpoint(start, monkeypatch):
     before = checkpoints(start.runs / "r")
     with monkeypatch.context() as patched:
         patched.setattr(state_checks, "check_weights", too_much)
-        with pytest.raises(UnreadableFile, match="for want of memory.*try again"):
+        with pytest.raises(UnreadableFile, match=r"for want of memory.*try again"):
             start.resume("r", max_steps=3)
     assert checkpoints(start.runs / "r") == before
     assert start.resume("r", max_steps=3).steps_completed == 3

@@ -8,6 +8,7 @@ from helpers import Starter, sha256, state
 from helpers_distributed import by_torchrun
 from torch import nn
 
+import altcore
 from altcore.engine import prepare
 from altcore.runs import read_lines
 
@@ -85,3 +86,28 @@ def test_two_ranks_train_as_one_process_does(tmp_path, corpus, start):
             near = 1e-5 if own["step"] == 1 or keys["format"] == "none" else 1e-3
             for key in {"loss", "grad_norm", "val_loss"} & {*own}:
                 assert own[key] == pytest.approx(other[key], rel=near), (keys, key)
+
+
+def in_own_order(rank, runs, corpus):
+    """Measures whose order is each rank's own, one of them a count."""
+
+    def loss(model, ids):
+        told = {"ones": torch.ones(()), "hundred": torch.tensor(100)}
+        value = model(ids).square().mean()
+        return value, dict(reversed(told.items())) if rank else told
+
+    def data(split, step, micro):
+        return torch.arange(16).view(4, 4)
+
+    start = Starter(runs, corpus)
+    keys = {"name": "r", "max_steps": 2, "gradient_accumulation_steps": 2, "eval_steps": 3}
+    altcore.train(start.config(**keys), model=Normed(seed=0), loss=loss, data=data)
+
+
+@pytest.mark.slow
+def test_measures_are_averaged_by_their_names(tmp_path, corpus):
+    by_torchrun(in_own_order, tmp_path / "two", corpus)
+    lines = read_lines(tmp_path / "two" / "r" / "metrics.jsonl")
+    *steps, evaluation = lines
+    assert [(x["ones"], x["hundred"]) for x in steps] == [(1, 100)] * 2
+    assert (evaluation["val_ones"], evaluation["val_hundred"]) == (1, 100)
