@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import is_
 
 import torch
 from attrs import define, field
@@ -20,6 +21,9 @@ class GradientNorms:
     """A gradient is dead when its root mean square is below this."""
     names: list[str] = field(init=False)
     parameters: list[nn.Parameter] = field(init=False)
+    """Those that are trained as the run is built, whose dead gradients are counted."""
+    every: list[nn.Parameter] = field(init=False)
+    """All, since one that is frozen may be trained later."""
     dead_norms: Tensor = field(init=False)
     """For each parameter the L2 norm below which its gradient is dead."""
     dead_steps: Tensor = field(init=False)
@@ -28,6 +32,7 @@ class GradientNorms:
     def __attrs_post_init__(self) -> None:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
+        self.every = list(self.model.parameters())
         if not trained:
             raise AltcoreError("the model has no parameter to train")
         device = self.parameters[0].device
@@ -37,7 +42,10 @@ class GradientNorms:
 
     def present(self) -> list[Tensor]:
         """Return all gradients that exist; `AltcoreError` if there is none."""
-        found = [p.grad for p in self.parameters if p.grad is not None]
+        return [p.grad for p in self._reached() if p.grad is not None]
+
+    def _reached(self) -> list[nn.Parameter]:
+        found = [p for p in self.every if p.requires_grad and p.grad is not None]
         if not found:
             raise AltcoreError(
                 "no trained parameter has a gradient: the loss depends on none of them, or an "
@@ -55,14 +63,16 @@ class GradientNorms:
 
     def measure(self) -> Tensor:
         """Return the L2 norm of all gradients, 0-dim, and count the dead ones."""
-        gradients = self.present()
-        norms = torch.stack(torch._foreach_norm(gradients))
+        reached = self._reached()
+        norms = torch.stack(torch._foreach_norm([p.grad for p in reached if p.grad is not None]))
         # A parameter without any gradient counts as dead: nothing reaches it.
-        if len(gradients) == len(self.parameters):
+        if len(reached) == len(self.parameters) and all(map(is_, reached, self.parameters)):
             all_norms = norms
         else:
-            has = torch.tensor([p.grad is not None for p in self.parameters], device=norms.device)
-            all_norms = norms.new_zeros(len(has)).masked_scatter(has, norms)
+            counted, places = {id(p) for p in self.parameters}, {id(p) for p in reached}
+            has = torch.tensor([id(p) in places for p in self.parameters], device=norms.device)
+            own = torch.tensor([id(p) in counted for p in reached], device=norms.device)
+            all_norms = norms.new_zeros(len(has)).masked_scatter(has, norms[own])
         is_dead = all_norms < self.dead_norms
         self.dead_steps = (self.dead_steps + 1) * is_dead
         return torch.linalg.vector_norm(norms)

@@ -205,6 +205,11 @@ class Saving:
                 f"{some(idle)} of the function loss: no optimizer trains it. Make it a part of the "
                 "model, or let it need no gradients"
             )
+        if thawed := self.weights.thawed(run.optimizer):
+            told.append(
+                f"{some(thawed)}: trained by no optimizer, which took what needed gradients when "
+                "the run was built. Build the model with it trained, and let it have no gradient"
+            )
         for message in filter(run.quantization.context.is_news, told):
             run.emit("warning", message=message, cause="unsaved")
             if run.rank == 0:

@@ -27,7 +27,8 @@ class WeightCheck:
 
     model: nn.Module
     buffers: Buffers = field(init=False)
-    parameters: list[Tensor] = field(init=False)
+    every: list[Tensor] = field(init=False)
+    """All parameters: one that is frozen may be trained later."""
     trained: dict[str, Tensor] = field(init=False)
     """The trained parameters by name, as the optimizer has them."""
     watched: dict[str, tuple[Any, ...]] = field(init=False)
@@ -40,8 +41,8 @@ class WeightCheck:
     def __attrs_post_init__(self) -> None:
         self.buffers = Buffers(self.model)
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self.parameters = list(self.trained.values())
-        device = self.parameters[0].device
+        self.every = list(self.model.parameters())
+        device = next(iter(self.trained.values())).device
         self.watched = {
             name: _form(b)
             for name, b in self.buffers.now().items()
@@ -51,7 +52,7 @@ class WeightCheck:
     def norm(self) -> Tensor:
         """Return the L2 norm of all trained parameters and watched buffers, 0-dim."""
         with torch.no_grad():
-            norms = torch._foreach_norm(self.parameters)
+            norms = torch._foreach_norm([p for p in self.every if p.requires_grad])
         if buffers := [b for _, b in self._buffers()]:
             norms = (*norms, *torch._foreach_norm(buffers))
         return torch.linalg.vector_norm(torch.stack(norms))
@@ -96,6 +97,13 @@ class WeightCheck:
                 f"{some(gone)}: something put another parameter in the place of the one that the "
                 "optimizer updates, or took it away, and it is trained no more"
             )
+
+    def thawed(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """Return the names of parameters that were frozen, are no more, and no optimizer has."""
+        named = self.model.named_parameters()
+        late = [(n, p) for n, p in named if p.requires_grad and n not in self.trained]
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]} if late else ()
+        return [name for name, p in late if id(p) not in own]
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         now = self.buffers.now() if self.watched else {}
