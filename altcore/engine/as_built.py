@@ -18,6 +18,7 @@ from altcore.engine.hook_state import Hooks
 from altcore.engine.labels import parameter_names
 from altcore.engine.model_state import Form, buffers_in, flags_of, form_of, unsaved_buffers
 from altcore.engine.optimizer_checks import groups_of
+from altcore.engine.trespass import same_bits
 from altcore.errors import AltcoreError
 from altcore.recipes import some
 
@@ -32,6 +33,8 @@ class ModuleAsBuilt:
     """Of each parameter, its ``requires_grad``."""
     buffers: dict[str, tuple[Tensor | None, int, Form | None]] = field(init=False)
     """The tensor of each, its version, which each change in place counts up, and its form."""
+    unsaved: dict[str, Tensor] = field(init=False)
+    """Copies of those that the module's state lacks."""
     modules: frozenset[str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -40,6 +43,11 @@ class ModuleAsBuilt:
             "parameters": _forms(module),
             "is_trained": flags_of(module),
             "buffers": {n: (x, _version(x), form_of(x)) for n, x in buffers_in(module)},
+            "unsaved": {
+                n: x.detach().clone()
+                for n, x in unsaved_buffers(module, module.state_dict()).items()
+                if x is not None
+            },
             "modules": frozenset(n for n, _ in module.named_modules(remove_duplicate=False)),
         }
         for name, value in found.items():
@@ -53,7 +61,12 @@ class ModuleAsBuilt:
             if name not in self.buffers
             or self.buffers[name][0] is not x
             or self.buffers[name][1] != _version(x)
+            or (x is not None and not self._is_as_built(name, x))
         }
+
+    def _is_as_built(self, name: str, x: Tensor) -> bool:
+        kept = self.unsaved.get(name)  # a write to its `data` moves no version
+        return kept is not None and same_bits(kept, x)
 
     def forms(self, weights: Mapping[str, Tensor]) -> dict[str, Form | None]:
         """Return the form of each buffer in a module's state when it was built, None of a new one.

@@ -8,6 +8,8 @@ import torch
 from attrs import define, field
 from torch import Tensor, nn
 
+from altcore.engine.trespass import address
+
 
 @define(eq=False)
 class Buffers:
@@ -24,6 +26,8 @@ class Buffers:
     """Where each lies, by its name: the model may put another tensor there."""
     kept: dict[str, Tensor | None] = field(init=False, factory=dict)
     """The tensors that lay there before the step."""
+    memory: dict[str, Tensor] = field(init=False, factory=dict)
+    """Where each held it: ``buffer.data = other`` gives the same tensor other memory."""
     copies: dict[str, Tensor] = field(init=False, factory=dict)
     """What they held."""
     by_type: list[tuple[list[Tensor], list[Tensor]]] = field(init=False, factory=list)
@@ -52,11 +56,13 @@ class Buffers:
         if not self.places:
             return
         now = self.now()
-        if [*map(id, now.values())] != [*map(id, self.kept.values())]:
+        is_same = [*map(id, now.values())] == [*map(id, self.kept.values())]
+        if not is_same or any(_has_moved(now[n], own) for n, own in self.memory.items()):
             self.kept = now
             free = {n: b for n, b in now.items() if b is not None and not is_expanded(b)}
+            self.memory = {n: b.detach() for n, b in free.items()}
             self.copies = {n: torch.empty_like(b) for n, b in free.items()}
-            self.by_type = _grouped(self.kept, self.copies)
+            self.by_type = _grouped(self.memory, self.copies)
         for tensors, copies in self.by_type:
             torch._foreach_copy_(copies, tensors)
 
@@ -75,6 +81,8 @@ class Buffers:
             held, key = self.places[name]
             if key not in held or held[key] is not tensor:
                 held[key] = tensor
+            if tensor is not None and name in self.memory and _has_moved(tensor, self.memory[name]):
+                tensor.data = self.memory[name]
         with torch.no_grad():
             for tensors, copies in self.by_type:
                 torch._foreach_copy_(tensors, copies)
@@ -86,14 +94,18 @@ def is_expanded(buffer: Tensor) -> bool:
     return any(s == 0 and n > 1 for s, n in zip(strides, buffer.shape, strict=False))
 
 
+def _has_moved(buffer: Tensor | None, memory: Tensor) -> bool:
+    if buffer is None or buffer.layout != torch.strided:
+        return False
+    return address(buffer) != address(memory) or buffer.shape != memory.shape
+
+
 def _grouped(
-    tensors: Mapping[str, Tensor | None], copies: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor], copies: Mapping[str, Tensor]
 ) -> list[tuple[list[Tensor], list[Tensor]]]:
     groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
     for name, copy in copies.items():
-        tensor = tensors[name]
-        assert tensor is not None  # or it had no copy
         own, of_own = groups.setdefault(copy.dtype, ([], []))
-        own.append(tensor.detach())
+        own.append(tensors[name])
         of_own.append(copy)
     return list(groups.values())

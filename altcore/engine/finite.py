@@ -11,6 +11,14 @@ def is_finite(x: Tensor) -> bool:
     return bool(torch.isfinite(_elements(x)).all())
 
 
+def first_nonfinite(x: Tensor) -> float | None:
+    """Return the first element that is not finite, of a complex one the part; None if all are."""
+    x = _elements(x)
+    x = torch.view_as_real(x) if x.is_complex() else x
+    bad = x[~torch.isfinite(x)]
+    return float(bad[0]) if bad.numel() else None
+
+
 def has_nan(x: Tensor) -> bool:
     """Whether an element is NaN; a host read."""
     return bool(_elements(x).isnan().any())

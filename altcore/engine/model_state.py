@@ -7,7 +7,7 @@ has to be as it was built, and `as_built` says so when a checkpoint is written.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -150,6 +150,15 @@ def put_buffers(
             module._buffers[key] = moved
         else:
             module.register_buffer(key, moved, persistent=is_persistent)
+
+
+def drop_buffers(model: nn.Module, names: Iterable[str]) -> None:
+    """Take away buffers that appeared later, as a cache does in a forward pass."""
+    for name in names:
+        if (place := _place(name, model)) is not None:
+            module, key = place
+            del module._buffers[key]
+            module._non_persistent_buffers_set.discard(key)
 
 
 def _place(name: str, model: nn.Module) -> tuple[nn.Module, str] | None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from attrs import evolve
 
+from altcore.engine.finite import first_nonfinite
 from altcore.engine.state import Run, Step
 from altcore.hooks import NonFinite
 
@@ -55,9 +55,8 @@ def _first(run: Run, host: Mapping[str, Any]) -> NonFinite:
 def _gradient(run: Run, what: str, norm: float, met: tuple[str | None, str | None]) -> NonFinite:
     named = [(n, p.grad) for n, p in run.model.named_parameters() if p.grad is not None]
     for name, gradient in reversed(named):
-        bad = gradient[~torch.isfinite(gradient)]
-        if bad.numel():
-            return NonFinite(what, name, met[1], value=float(bad[0]))
+        if (bad := first_nonfinite(gradient)) is not None:
+            return NonFinite(what, name, met[1], value=bad)
     # Every element is finite and the norm is not: float32 cannot hold the sum of squares, of which
     # the largest gradient makes the most.
     largest = max(named, key=lambda item: float(item[1].double().norm()))

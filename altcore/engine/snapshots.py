@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
-from altcore.engine.model_state import put_model, unsaved_buffers
+from altcore.engine.model_state import drop_buffers, put_model, unsaved_buffers
 from altcore.engine.optimizer_loading import load_optimizer
 from altcore.quantization import Quantization
 
@@ -46,6 +46,8 @@ class Snapshot:
         """Put the state back, the model's weights with the quantization's."""
         state = {"model": self.weights, "buffers": self.buffers, "quantization": self.quantization}
         put_model(quantization.model, quantization, state)
+        later = unsaved_buffers(quantization.model, self.weights).keys() - self.buffers.keys()
+        drop_buffers(quantization.model, later)
         load_optimizer(optimizer, _copy(self.optimizer))
 
     def is_finite(self) -> bool:

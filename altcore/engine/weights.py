@@ -11,6 +11,7 @@ from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from altcore.engine.buffers import Buffers
+from altcore.engine.finite import first_nonfinite
 from altcore.errors import AltcoreError
 from altcore.hooks import NonFinite
 from altcore.recipes import some
@@ -116,9 +117,8 @@ class WeightCheck:
         trained = ((n, p.detach()) for n, p in self.model.named_parameters() if p.requires_grad)
         for what, named in (("weights", trained), ("buffer", self._buffers())):
             for name, tensor in named:
-                bad = tensor[~torch.isfinite(tensor)]
-                if bad.numel():
-                    return NonFinite(what, name, value=float(bad[0]))
+                if (bad := first_nonfinite(tensor)) is not None:
+                    return NonFinite(what, name, value=bad)
         return None
 
 

@@ -113,15 +113,14 @@ def _parts(state: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
 def put_in_place(temporary: Path, final: Path) -> None:
     """Give a whole folder its name, in the place of one that may be there."""
     durable.fsync_folder(temporary)
-    replaced = None
-    if final.exists():
-        # No folder replaces another at once; after a crash `tidy` gives the old one its name back.
-        replaced = final.with_name(f"{final.name}{HALF_REPLACED}")
-        durable.rename(final, replaced)
+    replaced = final.with_name(f"{final.name}{HALF_REPLACED}") if final.exists() else None
     try:
-        durable.rename(temporary, final)
-    except OSError:
         if replaced is not None:
+            # No folder replaces another at once; after a crash `tidy` gives the old one its name.
+            durable.rename(final, replaced)
+        durable.rename(temporary, final)
+    except BaseException:
+        if replaced is not None and replaced.exists() and not final.exists():
             durable.rename(replaced, final)
         raise
     durable.fsync_folder(final.parent)

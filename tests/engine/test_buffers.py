@@ -10,6 +10,7 @@ from torch import nn
 
 import altcore
 from altcore import Rollback, SkipStep, hookimpl
+from altcore.engine import resuming
 from altcore.engine.buffers import Buffers
 from altcore.engine.snapshots import Snapshot
 from altcore.engine.weights import WeightCheck
@@ -204,3 +205,80 @@ def test_a_snapshot_is_judged_by_what_is_watched():
     }.items():
         spoiled = {**kept, name: kept[name] + math.inf}
         assert Snapshot(1, spoiled, {}, {}, {}, watched).is_finite() != is_watched
+
+
+class Means(nn.Module):
+    """Keeps a mean of its input by one way of writing it, in a buffer that no state has."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.line = way, nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            new = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            WAYS[self.way](self, new)
+        return self.line(x - self.mean)
+
+
+def set_data(model, new):
+    model.mean.data = new
+
+
+WAYS = {
+    "in place": lambda model, new: model.mean.copy_(new),
+    "another tensor": lambda model, new: setattr(model, "mean", new),
+    "data": set_data,
+    "data in place": lambda model, new: model.mean.data.copy_(new),
+    "set_": lambda model, new: model.mean.set_(new),
+}
+
+
+def rows(split, step, micro):
+    drawn = torch.randn(8, 2, generator=torch.Generator().manual_seed(step))
+    return drawn * math.nan if step in NAN else drawn
+
+
+NAN = set()
+"""The steps whose batches are no numbers."""
+
+
+def squared(model, batch):
+    return (model(batch) - 1).square().mean()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_discarded_step_puts_back_whatever_way_a_buffer_was_written(start, way, monkeypatch):
+    """One bad batch costs one step."""
+    NAN.add(2)
+    try:
+        config = start.config(["skip-nonfinite"], name="r", max_steps=5)
+        run = altcore.train(config, model=Means(way), data=rows, loss=squared)
+    finally:
+        NAN.clear()
+    assert [e["step"] for e in events(run.run_directory, "nan")] == [2]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_resume_has_it_whatever_way_it_was_written(start, way):
+    own = {"data": rows, "loss": squared}
+    keys = {"min_lr_ratio": 1.0, "checkpoint_interval": 2}
+    whole = altcore.train(start.config(name="w", max_steps=5, **keys), model=Means(way), **own)
+    altcore.train(start.config(name="r", max_steps=2, **keys), model=Means(way), **own)
+    config = resuming.resumed("r", str(start.runs), max_steps=5)
+    again = altcore.train(config, resume="r", model=Means(way), **own)
+    assert again.final_loss == whole.final_loss
+    ends = [state(run.run_directory)["model"]["line.weight"] for run in (whole, again)]
+    assert torch.equal(*ends)
+
+
+def test_a_rollback_takes_away_a_buffer_that_came_later():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    q = altcore.quantize_model(model, {})
+    snapshot = Snapshot.take(1, model, optimizer, q, [])
+    model.register_buffer("cache", torch.ones(2), persistent=False)
+    snapshot.restore(optimizer, q)
+    assert not dict(model.named_buffers())
