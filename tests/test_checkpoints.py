@@ -916,3 +916,43 @@ def test_an_optimizer_whose_state_is_elsewhere_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"optimizer: a torch\.optim\.Optimizer is needed"):
         altcore.save_checkpoint(tmp_path, model, nn.Linear(1, 1), None, 1)
     assert not list(tmp_path.iterdir())
+
+
+class Own(torch.Tensor):
+    """A tensor of a class that torch does not know."""
+
+
+def own_class():
+    return torch.ones(2).as_subclass(Own)
+
+
+def tagged():
+    tensor = torch.ones(2)
+    tensor.tag = object()
+    return tensor
+
+
+@pytest.mark.parametrize("make", [own_class, tagged])
+@pytest.mark.parametrize("place", ["buffer", "moment"])
+def test_a_tensor_that_could_not_be_read_again_is_refused(tmp_path, make, place):
+    """torch writes one of its own class, or with an object hung on it, and reads it never again."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    if place == "buffer":
+        model.register_buffer("own", make(), persistent=False)
+    else:
+        optimizer.state[model.bias]["own"] = make()
+    manager = CheckpointManager(tmp_path, model, optimizer)
+    with pytest.raises(BadInput, match=r"own.*(class Own could be read|cannot be kept)"):
+        manager.save(1)
+    assert manager.latest() is None
+
+
+def test_a_tensor_of_a_class_that_torch_may_read_is_kept(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("own", own_class())
+    with torch.serialization.safe_globals([Own]):
+        manager = CheckpointManager(tmp_path, model, torch.optim.SGD(model.parameters(), 0.1))
+        manager.save(1)
+        assert manager.restore() == 1
+    assert type(model.own) is Own

@@ -59,9 +59,26 @@ def check_readable(value: Any, key: str) -> None:
     elif type(value) in (list, tuple, set, torch.Size):
         for i, inner in enumerate(value):
             check_readable(inner, f"{key}.{i}")
-    elif not (type(value) in PLAIN or isinstance(value, torch.Tensor | torch.dtype | torch.device)):
+    elif isinstance(value, torch.Tensor):
+        kind = type(value)
+        if kind not in (torch.Tensor, torch.nn.Parameter) and not _is_safe(kind):
+            problem = (
+                f"no checkpoint with a tensor of the class {kind.__name__} could be read again"
+            )
+            raise BadInput(problem, key=key, hint="torch.serialization.add_safe_globals allows it")
+        for name, inner in getattr(value, "__dict__", {}).items():
+            check_readable(inner, f"{key}.{name}")
+    elif not (type(value) in PLAIN or isinstance(value, torch.dtype | torch.device)):
         problem = f"{type(value).__name__} cannot be kept in a checkpoint"
         raise BadInput(problem, key=key, hint="tensors, numbers, text, lists and dicts can")
+
+
+def _is_safe(kind: type) -> bool:
+    """Whether torch reads objects of a class without running code that nobody allowed."""
+    import torch
+
+    allowed = torch.serialization.get_safe_globals()
+    return any((one[0] if isinstance(one, tuple) else one) is kind for one in allowed)
 
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
