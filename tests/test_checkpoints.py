@@ -935,7 +935,7 @@ def tagged():
 @pytest.mark.parametrize("make", [own_class, tagged])
 @pytest.mark.parametrize("place", ["buffer", "moment"])
 def test_a_tensor_that_could_not_be_read_again_is_refused(tmp_path, make, place):
-    """torch writes one of its own class, or with an object hung on it, and reads it never again."""
+    """Of a class of its own, or with an object hung on it: torch writes and never reads it."""
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     if place == "buffer":

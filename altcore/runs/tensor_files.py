@@ -62,9 +62,7 @@ def check_readable(value: Any, key: str) -> None:
     elif isinstance(value, torch.Tensor):
         kind = type(value)
         if kind not in (torch.Tensor, torch.nn.Parameter) and not _is_safe(kind):
-            problem = (
-                f"no checkpoint with a tensor of the class {kind.__name__} could be read again"
-            )
+            problem = f"no checkpoint with a tensor of class {kind.__name__} could be read again"
             raise BadInput(problem, key=key, hint="torch.serialization.add_safe_globals allows it")
         for name, inner in getattr(value, "__dict__", {}).items():
             check_readable(inner, f"{key}.{name}")
