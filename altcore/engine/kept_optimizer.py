@@ -65,8 +65,8 @@ class KeptOptimizer(Kept):
                 if _has_nan(value):
                     return f"{key} of {self.label}'s group {i}"
         for place, moments in _of_torch(kept)["state"].items():
-            for key, value in moments.items() if isinstance(moments, Mapping) else ():
-                if isinstance(value, Tensor) and not is_finite(value):
+            for key, value in named_tensors(moments):
+                if not is_finite(value):
                     name = names[place] if place in range(len(names)) else None
                     return f"{key} of {self.label}'s parameter {name or place}"
         more = {key: value for key, value in kept.items() if key not in OF_TORCH}

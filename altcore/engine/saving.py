@@ -21,7 +21,7 @@ from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
 from altcore.engine.state import Run
-from altcore.engine.state_checks import check_weights_and_moments
+from altcore.engine.state_checks import check_weights_and_moments, named_tensors
 from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError, InvalidCheckpoint
 from altcore.hooks import NonFinite
@@ -353,7 +353,7 @@ def _bad_moment(run: Run) -> str | None:
     """Return the name of the first state of a weight that is not finite, None if all are."""
     names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
     for p, state in run.optimizer.state.items():
-        for key, value in state.items() if isinstance(state, Mapping) else ():
-            if isinstance(value, Tensor) and not is_finite(value):
+        for key, value in named_tensors(state):
+            if not is_finite(value):
                 return f"{key} of {names.get(p, 'a parameter')}"
     return None

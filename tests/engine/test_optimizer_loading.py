@@ -1,12 +1,15 @@
 """An optimizer's state comes back to the bit, or what does not is named."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn, optim
 
 import altcore
-from altcore import BadInput
+from altcore import BadInput, CheckpointManager
 from altcore.engine.optimizer_loading import load_optimizer
+from altcore.engine.snapshots import Snapshot
 
 
 class Masters(optim.Optimizer):
@@ -76,3 +79,51 @@ def test_an_optimizer_that_does_not_take_its_state_is_named(tmp_path):
     optimizer.state.clear()
     with pytest.raises(BadInput, match=r"^optimizer: it did not take step of parameter 0 .* mend"):
         altcore.load_checkpoint(tmp_path, model, optimizer, None)
+
+
+class Nested(optim.Optimizer):
+    """Keeps float32 sums in a list and a count in a dict, as Shampoo does, of bfloat16 weights."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                count = torch.tensor(2**24)
+                state |= {"sums": [torch.zeros(p.shape)], "in": {"counts": (count,)}}
+            state["sums"][0].mul_(0.9).add_(p.grad.float())
+            state["in"]["counts"][0].add_(1)
+            p.sub_((state["sums"][0] * 0.1).to(p.dtype))
+
+
+@pytest.mark.parametrize("by", [CheckpointManager, Snapshot], ids=["a restore", "a rollback"])
+def test_states_at_every_depth_keep_their_types(tmp_path, by):
+    """By torch, those in a list or a dict get the type of the parameter, counts too."""
+    model, optimizer = stepped(Nested, torch.bfloat16)
+    before = copy.deepcopy(optimizer.state_dict()["state"][0])
+    if by is CheckpointManager:
+        with CheckpointManager(tmp_path, model, optimizer) as manager:
+            manager.save(1)
+        model, optimizer = stepped(Nested, torch.bfloat16)
+        with CheckpointManager(tmp_path, model, optimizer) as manager:
+            manager.restore()
+    else:
+        q = altcore.quantize_model(model, {})
+        taken = Snapshot.take(1, model, optimizer, q, [])
+        optimizer.step()
+        taken.restore(optimizer, q)
+    after = optimizer.state_dict()["state"][0]
+    assert after["sums"][0].dtype == torch.float32
+    assert torch.equal(after["sums"][0], before["sums"][0])
+    assert after["in"]["counts"][0].dtype == torch.int64
+    assert after["in"]["counts"][0] == before["in"]["counts"][0] == 2**24 + 1
+
+
+def test_a_moment_in_a_list_that_is_not_finite_is_no_state_to_go_on_from(tmp_path):
+    model, optimizer = stepped(Nested)
+    optimizer.state[model.weight]["sums"][0][0] = torch.nan
+    with CheckpointManager(tmp_path, model, optimizer) as manager:
+        assert manager.save(1).name.startswith("anomaly")
