@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 from torch import nn
 
 import altcore
-from altcore import BadInput, CheckpointManager
+from altcore import BadInput, CheckpointManager, durable
+from altcore.engine import OwnLoop
 
 
 class Loop:
@@ -956,3 +957,73 @@ def test_a_tensor_of_a_class_that_torch_may_read_is_kept(tmp_path):
         manager.save(1)
         assert manager.restore() == 1
     assert type(model.own) is Own
+
+
+class Late:
+    """States nothing before it has begun."""
+
+    def __init__(self):
+        self.count = None
+
+    def state_dict(self):
+        return {"count": self.count + 0}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_what_states_nothing_before_it_begins_is_restored(tmp_path):
+    model, late = torch.nn.Linear(2, 2), Late()
+    late.count = 3
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with CheckpointManager(tmp_path, model, optimizer, also={"late": late}) as manager:
+        manager.save(1)
+        late.count = None
+        assert manager.restore() == 1
+    assert late.count == 3
+
+
+def test_folders_that_are_made_are_synced_in_their_parents(tmp_path, monkeypatch):
+    """Or a loss of power takes all of them."""
+    synced = []
+    monkeypatch.setattr(durable, "fsync_folder", synced.append)
+    model = torch.nn.Linear(2, 2)
+    folder = tmp_path / "a" / "b" / "c"
+    with CheckpointManager(folder, model, torch.optim.SGD(model.parameters(), 0.1)) as manager:
+        manager.save(1)
+    assert {tmp_path, tmp_path / "a", tmp_path / "a" / "b"} <= set(synced)
+
+
+def test_any_parameter_on_a_gpu_tells_its_loops_device():
+    """Only then are its random states kept; a device that every machine has stands for it."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta"))
+    assert OwnLoop.of(model, None, None, None, None).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("swap", "key"),
+    [
+        ({"model": 1, "optimizer": 0}, "model: a torch.nn.Module is needed"),
+        ({"also": [1]}, "also: a mapping"),
+        ({"model": None}, "model: a torch.nn.Module"),
+    ],
+)
+def test_arguments_in_the_wrong_places_are_named(tmp_path, swap, key):
+    model = torch.nn.Linear(2, 2)
+    both = (model, torch.optim.SGD(model.parameters(), 0.1))
+    given = {"model": both[0], "optimizer": both[1]}
+    given |= {k: both[v] if isinstance(v, int) else v for k, v in swap.items()}
+    with pytest.raises(BadInput, match=key):
+        CheckpointManager(tmp_path, **given)
+
+
+def test_names_of_several_types_are_kept(tmp_path):
+    model, parts = torch.nn.Linear(2, 2), {1: Late(), "a": Late()}
+    for part in parts.values():
+        part.count = 3
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with CheckpointManager(tmp_path, model, optimizer, also=parts) as manager:
+        manager.save(1)
+        parts[1].count = 0
+        manager.restore()
+    assert parts[1].count == 3

@@ -64,6 +64,11 @@ class OwnLoop:
         also: Mapping[str, Stateful] | None,
     ) -> OwnLoop:
         """Take modules out of their wrappers; `BadInput` if ``q`` is not of the model."""
+        if not isinstance(model, nn.Module):
+            raise BadInput(f"a torch.nn.Module is needed, not {shown(model)}", key="model")
+        if not isinstance(also, Mapping | None):
+            problem = f"a mapping of names to what has a state is needed, not {shown(also)}"
+            raise BadInput(problem, key="also")
         own = bare_model(model)
         if q is not None and own is not q.model:
             raise BadInput("it is not the model that was quantized", key="q")
@@ -72,7 +77,8 @@ class OwnLoop:
             raise BadInput(problem, key="optimizer")
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         # In one order: a parameter of two modules is called by the first.
-        more = {str(name): _checked(name, part) for name, part in sorted((also or {}).items())}
+        also = {str(name): part for name, part in (also or {}).items()}
+        more = {name: _checked(name, also[name]) for name in sorted(also)}
         named = {ALSO + name: part for name, part in more.items()}
         parts = {MODEL: own, OPTIMIZER: optimizer, SCALER: scaler, **named}
         quantizations = [x for x in (q, *more.values()) if isinstance(x, Quantization)]
@@ -134,10 +140,10 @@ class OwnLoop:
 
     @property
     def device(self) -> torch.device:
-        """A GPU if the first parameter of a module is there, or the CPU."""
-        firsts = (next(kept.module.parameters(), None) for kept in self.modules)
-        devices = [p.device for p in firsts if p is not None and p.device.type != "cpu"]
-        return devices[0] if devices else torch.device("cpu")
+        """A GPU if a parameter of a module is there, or the CPU."""
+        parameters = (p for kept in self.modules for p in kept.module.parameters())
+        elsewhere = (p.device for p in parameters if p.device.type != "cpu")
+        return next(elsewhere, torch.device("cpu"))
 
     def state(self, step: int, built: AsBuilt | None = None) -> dict[str, Any]:
         """Return the state after a step; the loop was ``built`` so, or as it is now."""
@@ -165,11 +171,8 @@ class OwnLoop:
 
     def _states(self, built: AsBuilt) -> dict[str, Any]:
         """Return the state of each part, by its label."""
-        return {
-            **{kept.label: kept.state(built) for kept in self.modules},
-            **{kept.label: kept.state() for kept in self.optimizers},
-            **{kept.label: kept.state() for kept in self.objects},
-        }
+        parts: list[Part] = [*self.modules, *self.optimizers, *self.objects]
+        return {kept.label: _state_of(kept, built) for kept in parts}
 
     def _check_stated(self, states: Mapping[str, Any]) -> None:
         """Raise `BadInput` if a module or an optimizer has what is not in its state."""
@@ -247,8 +250,10 @@ class OwnLoop:
         others, own = (
             [x for x in parts if x.label.startswith(ALSO) is also] for also in (True, False)
         )
-        states = self._states(AsBuilt({}, {}))
-        before = [(x, copy.deepcopy(states[x.label])) for x in others]
+        before = []
+        for kept in others:
+            with suppress(Exception):  # one that has not begun may have no state
+                before.append((kept, copy.deepcopy(_state_of(kept, AsBuilt({}, {})))))
         try:
             for kept in others:
                 with _named(kept):
@@ -266,6 +271,10 @@ class OwnLoop:
             for line in about_platform(compare({"platform": state["platform"]}, now)):
                 log.warning(line)
             put_random_state(state, self.device)
+
+
+def _state_of(kept: Part, built: AsBuilt) -> Any:
+    return kept.state(built) if isinstance(kept, KeptModule) else kept.state()
 
 
 def _checked(name: object, part: Any) -> Stateful:

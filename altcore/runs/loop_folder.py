@@ -78,7 +78,10 @@ def lock_folder(folder: Path, lock: DirectoryLock | None = None) -> DirectoryLoc
     """
     try:
         with durable.no_space_named(folder):
+            missing = [p for p in (folder, *folder.parents) if not p.exists()]
             folder.mkdir(parents=True, exist_ok=True)
+            for made in reversed(missing):
+                durable.fsync_folder(made.parent)
             if lock is None:
                 return DirectoryLock.take(folder, "another CheckpointManager")
             lock.check(folder)
