@@ -23,7 +23,9 @@ def load_optimizer(
     Raises:
         BadInput: if the optimizer states something else afterwards, or did not take it.
     """
-    optimizer.load_state_dict(dict(state))
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    groups = [{k: _beside(own.get(k), x) for k, x in given.items()} for own, given in pairs]
+    optimizer.load_state_dict({**state, "param_groups": groups})
     if type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict:
         for _, entry, told in _entries(state, optimizer):
             for name in entry.keys() & told.keys():
@@ -83,6 +85,12 @@ def _in_own_type(own: Any, kept: Any) -> Any:
     if isinstance(own, list | tuple) and isinstance(kept, list | tuple) and len(own) == len(kept):
         return type(own)(map(_in_own_type, own, kept))
     return own
+
+
+def _beside(own: Any, kept: Any) -> Any:
+    """Return an option on the device of the one that is there, as torch leaves it on the CPU."""
+    both = isinstance(own, Tensor) and isinstance(kept, Tensor)
+    return kept.to(own.device) if both else kept
 
 
 def _is_same(own: Any, kept: Tensor) -> bool:

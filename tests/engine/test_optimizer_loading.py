@@ -81,6 +81,16 @@ def test_an_optimizer_that_does_not_take_its_state_is_named(tmp_path):
         altcore.load_checkpoint(tmp_path, model, optimizer, None)
 
 
+def test_a_learning_rate_that_is_a_tensor_stays_on_its_device():
+    """A captured graph reads it there; a device that every machine has stands for a GPU."""
+    _, first = stepped(optim.SGD)
+    _, again = stepped(optim.SGD)
+    first.param_groups[0]["lr"] = torch.tensor(0.1)
+    again.param_groups[0]["lr"] = torch.tensor(0.2, device="meta")
+    load_optimizer(again, first.state_dict())
+    assert again.param_groups[0]["lr"].device.type == "meta"
+
+
 class Nested(optim.Optimizer):
     """Keeps float32 sums in a list and a count in a dict, as Shampoo does, of bfloat16 weights."""
 
