@@ -1027,3 +1027,51 @@ def test_names_of_several_types_are_kept(tmp_path):
         parts[1].count = 0
         manager.restore()
     assert parts[1].count == 3
+
+
+def test_two_of_one_name_are_refused(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    also = {1: torch.nn.Linear(1, 1), "1": torch.nn.Linear(1, 1)}
+    with pytest.raises(BadInput, match="also: two are called the same: 1, 1"):
+        CheckpointManager(tmp_path, model, torch.optim.SGD(model.parameters(), 0.1), also=also)
+
+
+class Averaging(nn.Module):
+    """Keeps a mean in an attribute, of which no state tells."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.mean = nn.Parameter(torch.ones(2, 2)), torch.zeros(2)
+
+    def forward(self, x):
+        y = x @ self.weight
+        self.mean = 0.9 * self.mean + y.detach().mean(0)
+        return y - self.mean
+
+
+def test_attributes_of_a_parametrized_module_are_looked_at(tmp_path):
+    """Its class is made by torch, and it is one's own all the same."""
+    model = Averaging()
+    nn.utils.parametrize.register_parametrization(model, "weight", nn.Identity())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with capture_logs() as logs, CheckpointManager(tmp_path, model, optimizer) as manager:
+        model(torch.ones(3, 2)).sum().backward()
+        optimizer.step()
+        manager.save(1)
+    assert ["mean of the model"] in [line.get("names") for line in logs]
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch before 2.10")
+def test_a_gradient_of_another_type_is_kept_where_torch_allows_it(tmp_path):
+    model = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
+    for p in model.parameters():
+        p.grad_dtype = torch.float32
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.ones(3, 2, dtype=torch.bfloat16)).sum().backward()
+    before = model.weight.grad.clone()
+    assert before.dtype == torch.float32
+    with CheckpointManager(tmp_path, model, optimizer) as manager:
+        manager.save(1)
+        model.weight.grad = None
+        manager.restore()
+    assert torch.equal(model.weight.grad, before)

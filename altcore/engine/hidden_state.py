@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from altcore.engine.fingerprints import (
@@ -228,6 +229,8 @@ def of_class(cls: type) -> dict[str, Any]:
 
 
 def _is_torchs(cls: type) -> bool:
+    if cls.__module__ == parametrize.__name__ and cls.__name__.startswith("Parametrized"):
+        cls = cls.__bases__[0]  # torch makes a class of the module's own
     return cls.__module__.partition(".")[0] == "torch"
 
 

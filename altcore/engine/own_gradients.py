@@ -21,7 +21,8 @@ def check_gradients(kept: Mapping[str, Any], model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     for name, grad in kept.items():
         p, is_tensor = parameters.get(name), isinstance(grad, Tensor)
-        if p is None or not is_tensor or grad.shape != p.shape or grad.dtype != p.dtype:
+        dtype = getattr(p, "grad_dtype", getattr(p, "dtype", None))  # None if any will do
+        if p is None or not is_tensor or grad.shape != p.shape or dtype not in (grad.dtype, None):
             raise InvalidCheckpoint(f"the gradient of {name} does not fit the parameter")
 
 

@@ -77,7 +77,10 @@ class OwnLoop:
             raise BadInput(problem, key="optimizer")
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         # In one order: a parameter of two modules is called by the first.
-        also = {str(name): part for name, part in (also or {}).items()}
+        names = [str(name) for name in also or ()]
+        if len(set(names)) < len(names):
+            raise BadInput(f"two are called the same: {', '.join(sorted(names))}", key="also")
+        also = dict(zip(names, (also or {}).values(), strict=True))
         more = {name: _checked(name, also[name]) for name in sorted(also)}
         named = {ALSO + name: part for name, part in more.items()}
         parts = {MODEL: own, OPTIMIZER: optimizer, SCALER: scaler, **named}
@@ -87,17 +90,17 @@ class OwnLoop:
             for label, x in parts.items()
             if isinstance(x, nn.Module | Quantization)
         }
-        names = parameter_names(modules)
+        labels = parameter_names(modules)
         return cls(
             own,
             optimizer,
             scaler,
             more,
             [
-                KeptModule(label, x, _own_q(label, x, quantizations), names, optimizer is not None)
+                KeptModule(label, x, _own_q(label, x, quantizations), labels, optimizer is not None)
                 for label, x in modules.items()
             ],
-            [KeptOptimizer(n, x, names) for n, x in parts.items() if isinstance(x, Optimizer)],
+            [KeptOptimizer(n, x, labels) for n, x in parts.items() if isinstance(x, Optimizer)],
             [
                 KeptObject(label, x)
                 for label, x in parts.items()

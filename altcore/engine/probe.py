@@ -42,6 +42,9 @@ def probing(model: nn.Module, quantization: Quantization, device: torch.device) 
                 module._buffers.update(own)
         for buffer, value in values:
             # By way of data: a backward pass that waits for the buffer sees it unchanged.
-            buffer.data.copy_(value)
+            if buffer.shape == value.shape:
+                buffer.data.copy_(value)
+            else:  # it grew in its place
+                buffer.data = value
         for module, mode in modes:
             module.training = mode

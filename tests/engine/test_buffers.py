@@ -282,3 +282,25 @@ def test_a_rollback_takes_away_a_buffer_that_came_later():
     model.register_buffer("cache", torch.ones(2), persistent=False)
     snapshot.restore(optimizer, q)
     assert not dict(model.named_buffers())
+
+
+class Grows(nn.Module):
+    """Its buffer takes other memory in every evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if not self.training:
+            self.cache.data = torch.zeros(len(self.cache) + 1)
+        return self.line(x)
+
+
+def test_a_buffer_that_grows_in_an_evaluation_is_put_back(start):
+    config = start.config(name="r", max_steps=4, eval_interval=1)
+    model = Grows()
+    run = altcore.train(config, model=model, data=rows, loss=squared)
+    assert run.steps_completed == 4
+    assert model.cache.shape == (1,)
