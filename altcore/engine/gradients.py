@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from operator import is_
 
 import torch
@@ -19,11 +20,13 @@ class GradientNorms:
     model: nn.Module
     dead_threshold: float
     """A gradient is dead when its root mean square is below this."""
+    updated: Sequence[Tensor] = ()
+    """What the optimizer updates: a parameter among it that is frozen may be trained later."""
     names: list[str] = field(init=False)
     parameters: list[nn.Parameter] = field(init=False)
     """Those that are trained as the run is built, whose dead gradients are counted."""
     every: list[nn.Parameter] = field(init=False)
-    """All, since one that is frozen may be trained later."""
+    """Those, and what the optimizer updates besides."""
     dead_norms: Tensor = field(init=False)
     """For each parameter the L2 norm below which its gradient is dead."""
     dead_steps: Tensor = field(init=False)
@@ -32,7 +35,8 @@ class GradientNorms:
     def __attrs_post_init__(self) -> None:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
-        self.every = list(self.model.parameters())
+        own = {id(p) for p in (*self.parameters, *self.updated)}
+        self.every = [p for p in self.model.parameters() if id(p) in own]
         if not trained:
             raise AltcoreError("the model has no parameter to train")
         device = self.parameters[0].device
@@ -45,7 +49,8 @@ class GradientNorms:
         return [p.grad for p in self._reached() if p.grad is not None]
 
     def _reached(self) -> list[nn.Parameter]:
-        found = [p for p in self.every if p.requires_grad and p.grad is not None]
+        # One that was frozen since the backward pass is updated all the same.
+        found = [p for p in self.every if p.grad is not None]
         if not found:
             raise AltcoreError(
                 "no trained parameter has a gradient: the loss depends on none of them, or an "

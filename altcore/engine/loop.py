@@ -103,7 +103,9 @@ class Engine:
         self.record = StepRecord(self.run, self.directory, self.dispatch, self.history)
         told = (self.dispatch, self.history, self.record, self.facts)
         self.ending = Ending(self.run, self.directory, *told)
-        self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
+        updated = [p for group in self.run.optimizer.param_groups for p in group["params"]]
+        threshold = self.run.config.dead_neuron_threshold
+        self.gradients = GradientNorms(self.run.model, threshold, updated)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
         self.weights = WeightCheck(self.run.model)
         parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)

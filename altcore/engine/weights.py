@@ -53,7 +53,8 @@ class WeightCheck:
     def norm(self) -> Tensor:
         """Return the L2 norm of all trained parameters and watched buffers, 0-dim."""
         with torch.no_grad():
-            norms = torch._foreach_norm([p for p in self.every if p.requires_grad])
+            own = {id(p) for p in self.trained.values()}  # also while one of them is frozen
+            norms = torch._foreach_norm([p for p in self.every if p.requires_grad or id(p) in own])
         if buffers := [b for _, b in self._buffers()]:
             norms = (*norms, *torch._foreach_norm(buffers))
         return torch.linalg.vector_norm(torch.stack(norms))

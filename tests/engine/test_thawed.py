@@ -8,9 +8,7 @@ from torch import nn
 
 import altcore
 from altcore import hookimpl
-
-NORMS = []
-"""Of the thawed gradient, as the optimizer gets it."""
+from altcore.engine.gradients import GradientNorms
 
 
 @define(eq=False)
@@ -20,11 +18,6 @@ class Thaws:
     @hookimpl
     def pre_backward(self, step):
         step.loss_scale = 1024.0
-
-    @hookimpl
-    def pre_step(self, run, step):
-        gradient = run.model[0].weight.grad
-        NORMS.append(0.0 if gradient is None else float(gradient.norm()))
 
     @hookimpl
     def post_step(self, run, step):
@@ -59,7 +52,6 @@ def loss(model, batch):
 
 @pytest.fixture
 def trained(start, shelf):
-    NORMS.clear()
     names = [shelf.install("intervention", "thaws", Thaws)]
 
     def train(*more, **keys):
@@ -71,13 +63,18 @@ def trained(start, shelf):
     return train
 
 
-def test_its_gradients_are_unscaled_and_clipped(trained):
-    """By a norm that counts them."""
-    run = trained()
-    assert NORMS[:2] == [0, 0]
-    assert all(0 < norm < 50 for norm in NORMS[2:])
-    norms = [x["grad_norm"] for x in run.metrics_history]
-    assert all(own < whole for own, whole in zip(NORMS, norms, strict=True))
+def test_its_gradients_are_scaled_and_measured_if_the_optimizer_has_it():
+    """An optimizer may take parameters that are frozen when it is built."""
+    made = model()
+    norms = GradientNorms(made, 1e-8, [*made.parameters()])
+    made[0].requires_grad_(True)
+    loss(made, data("train", 1, 0)).backward()
+    whole = torch.cat([p.grad.flatten() for p in made.parameters()]).norm()
+    assert norms.measure() == pytest.approx(float(whole))
+    norms.multiply(0.5)
+    assert made[0].weight.grad.norm() > 0
+    assert norms.norm() == pytest.approx(float(whole) / 2)
+    assert norms.dead_by_name() == {"1.weight": 0, "1.bias": 0}
 
 
 def test_it_is_watched(start, shelf, trained):
@@ -94,3 +91,34 @@ def test_one_that_no_optimizer_has_is_named(trained):
     assert told[0].startswith("0.weight, 0.bias: trained by no optimizer")
     saved = state(run.run_directory)["model"]["0.weight"]
     assert torch.equal(saved, model()[0].weight)
+
+
+@define(eq=False)
+class Freezes:
+    """Freezes a layer between the backward pass and the clipping."""
+
+    @hookimpl
+    def pre_step(self, run, step):
+        if step.index == 2:
+            run.model[1].requires_grad_(False)
+
+
+def test_one_that_is_frozen_after_its_gradient_was_made_is_clipped(start, shelf):
+    """The optimizer has the gradient, and applies it."""
+    names = [shelf.install("intervention", "freezes", Freezes)]
+    keys = {"name": "r", "max_steps": 2, "grad_clip": 1e-4, "checkpoint_interval": 1}
+    keys |= {"optimizer": "sgd", "sgd.momentum": 0.0, "learning_rate": 1.0, "schedule": "constant"}
+    run = altcore.train(start.config(names, **keys), model=model(), data=data, loss=loss)
+    before, after = (
+        state(run.run_directory, f"step-0000000{n}")["model"]["1.weight"] for n in (1, 2)
+    )
+    assert (after - before).norm() < 1e-3
+
+
+def test_one_that_no_optimizer_has_is_not_in_the_norm(trained):
+    """Nobody clears its gradient, which adds up: it would clip those of the others."""
+    with_it = trained(optimizer="sgd", max_steps=8)
+    norms = [x["grad_norm"] for x in with_it.metrics_history]
+    model_norms = trained(optimizer="adamw", name="other", max_steps=8).metrics_history
+    assert norms[:2] == pytest.approx([x["grad_norm"] for x in model_norms[:2]], rel=0.1)
+    assert norms[-1] <= norms[1] * 1.5
