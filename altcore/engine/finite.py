@@ -12,7 +12,7 @@ def is_finite(x: Tensor) -> bool:
 
 
 def first_nonfinite(x: Tensor) -> float | None:
-    """Return the first element that is not finite, of a complex one the part; None if all are."""
+    """Return the first element, or part of a complex one, that is not finite; None if all are."""
     x = _elements(x)
     x = torch.view_as_real(x) if x.is_complex() else x
     bad = x[~torch.isfinite(x)]

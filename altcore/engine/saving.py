@@ -208,7 +208,7 @@ class Saving:
         if thawed := self.weights.thawed(run.optimizer):
             told.append(
                 f"{some(thawed)}: trained by no optimizer, which took what needed gradients when "
-                "the run was built. Build the model with it trained, and let it have no gradient"
+                "the run was built. Let it need gradients then, and freeze it later"
             )
         for message in filter(run.quantization.context.is_news, told):
             run.emit("warning", message=message, cause="unsaved")
