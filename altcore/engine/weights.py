@@ -30,6 +30,8 @@ class WeightCheck:
     buffers: Buffers = field(init=False)
     every: list[Tensor] = field(init=False)
     """All parameters: one that is frozen may be trained later."""
+    as_built: set[int] = field(init=False)
+    """Which of them were trained when the run was built."""
     trained: dict[str, Tensor] = field(init=False)
     """The trained parameters by name, as the optimizer has them."""
     watched: dict[str, tuple[Any, ...]] = field(init=False)
@@ -43,6 +45,7 @@ class WeightCheck:
         self.buffers = Buffers(self.model)
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.every = list(self.model.parameters())
+        self.as_built = {id(p) for p in self.trained.values()}
         device = next(iter(self.trained.values())).device
         self.watched = {
             name: _form(b)
@@ -53,11 +56,13 @@ class WeightCheck:
     def norm(self) -> Tensor:
         """Return the L2 norm of all trained parameters and watched buffers, 0-dim."""
         with torch.no_grad():
-            own = {id(p) for p in self.trained.values()}  # also while one of them is frozen
-            norms = torch._foreach_norm([p for p in self.every if p.requires_grad or id(p) in own])
+            norms = torch._foreach_norm([p for p in self.every if self._is_trained(p)])
         if buffers := [b for _, b in self._buffers()]:
             norms = (*norms, *torch._foreach_norm(buffers))
         return torch.linalg.vector_norm(torch.stack(norms))
+
+    def _is_trained(self, p: Tensor) -> bool:
+        return p.requires_grad or id(p) in self.as_built  # also while one of those is frozen
 
     def begin_step(self, *, compares: bool) -> None:
         """Note what the weights are if somebody may change them before the step's host read."""
