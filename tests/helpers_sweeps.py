@@ -55,12 +55,13 @@ def complete(
     verdict: str = "learned",
     lines: Sequence[Mapping[str, Any]] = (),
     used: Mapping[str, float] | None = None,
+    environment: Mapping[str, Any] | None = None,
     **summary: Any,
 ) -> None:
     """Let an attempt at a job end with a run."""
     held = _attempt(ledger, job, changed or {})
     run = held.attempt.work / job.name
-    record(run, lines, status=status, verdict=verdict, **summary)
+    record(run, lines, environment, status=status, verdict=verdict, **summary)
     config = deepcopy(dict(job.config))
     for owner, _, key in (name.rpartition(".") for name in changed or {}):
         own = config.setdefault("settings", {}).setdefault(owner, {}) if owner else config

@@ -89,12 +89,12 @@ def report(
 
 
 def tell_differences(records: Sequence[RunRecord]) -> None:
-    """Say on standard error which runs saw other data, or ran elsewhere, than the first.
+    """Say on standard error which runs had other data or code, or ran elsewhere, than the first.
 
     A line for all runs that differ in the same way. What the first or the other has no record of
     is not known, so it differs in nothing.
     """
-    from altcore.runs import compare, identity_in
+    from altcore.runs import code_of, compare, identity_in, other_code
 
     found: dict[str, list[str]] = {}
     known = ((r.name, identity_in(r.directory)) for r in records if r.directory)
@@ -108,6 +108,8 @@ def tell_differences(records: Sequence[RunRecord]) -> None:
             for c in compare(there, identity)
             if c.kind in ("data", "world_size", "platform") and None not in (c.before, c.now)
         ]
+        code = other_code([code_of(there), code_of(identity)])
+        changes += [f"{what} {now} instead of {before}" for what, (before, now) in code.items()]
         if changes:
             found.setdefault("; ".join(changes), []).append(name)
     for text, (name, *others) in found.items():

@@ -9,7 +9,14 @@ from typing import Any
 from altcore.builtin_types import digits, rounded, to_json
 from altcore.cli.sparkline import sparkline
 from altcore.cli.terminal import echo, print_columns
-from altcore.runs import INITIAL_WEIGHTS, DirectoryRecord, RunRecord, change_line, sample_losses
+from altcore.runs import (
+    INITIAL_WEIGHTS,
+    DirectoryRecord,
+    RunRecord,
+    change_line,
+    other_code,
+    sample_losses,
+)
 
 CURVE = 12
 """Characters of the curve of a loss."""
@@ -23,9 +30,11 @@ OWN = ("name", "runs_dir", "format_digests", "format_origins", "changes")
 """Keys of a configuration in which all runs differ, or that follow from other ones."""
 ENVIRONMENT = (
     *("altcore", "python", "platform", "device", "processor", "threads", "arithmetic"),
-    *("git", "libraries", "plugins"),
+    *("git", "libraries"),
 )
 """What is compared of the environment."""
+PARTS = ("configuration", "code", "environment")
+"""What may differ key by key."""
 CHANGES = "changes"
 BESIDE = {INITIAL_WEIGHTS: "initial weights", CHANGES: "changes on the way"}
 """What is compared beside configuration and environment, and the names of its rows."""
@@ -35,7 +44,7 @@ MISSING = "-"
 
 
 def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
-    """Return the outcome of runs, their data, and what differs in configuration and environment.
+    """Return the outcome of runs, their data, and in which keys of `PARTS` they differ.
 
     Each value is a list with an item for each run; None where it is not known.
     """
@@ -51,6 +60,7 @@ def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
         "configuration": _differences(
             [{k: v for k, v in record.config.items() if k not in OWN} for record in records]
         ),
+        "code": _other_code([record.environment.get("code") for record in records]),
         "environment": _differences(
             [{k: record.environment.get(k) for k in ENVIRONMENT} for record in records]
         ),
@@ -94,6 +104,16 @@ def _differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {key: row for key, row in rows.items() if any(v != row[0] for v in row)}
 
 
+def _other_code(codes: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
+    """Return the formats and plugins that are others in runs which have one of the same name.
+
+    Which ones a run has is told by its configuration. ``recorded`` says of which runs it is known,
+    unless it is of all.
+    """
+    found = other_code([code or {} for code in codes])
+    return {**({} if all(codes) else {"recorded": [bool(code) for code in codes]}), **found}
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a tree by dotted keys; plugins' settings are called as users do."""
     found: dict[str, Any] = {}
@@ -118,18 +138,23 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     rows += [[name, *map(_cell, row)] for name, row in beside.items() if any_known(row)]
     same = found["same_losses_up_to"]
     rows.append(["same losses up to", MISSING, *(f"step {s}" if s else "none" for s in same[1:])])
-    for part in ("configuration", "environment"):
+    for part in PARTS:
         if found[part]:
             rows += [[], [part]]
             rows += [[key, *map(_exact, row)] for key, row in found[part].items()]
     print_columns(rows)
-    same_parts = [part for part in ("configuration", "environment") if not found[part]]
+    same_parts = [part for part in PARTS if not found[part]]
     if same_parts:
         verb = "does" if len(same_parts) == 1 else "do"
         known = {name: {v for v in row if v is not None} for name, row in beside.items()}
         others = [name for name, values in known.items() if len(values) > 1]
         but = f"; {' and '.join(others)} do" if others else ""
-        echo(f"\n{' and '.join(same_parts)} {verb} not differ{but}")
+        echo(f"\n{_together(same_parts)} {verb} not differ{but}")
+
+
+def _together(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def any_known(row: Sequence[Any]) -> bool:

@@ -89,6 +89,9 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
         echo(path)
     for job, problem in made.problems.items():
         say(f"{job}: {problem}", "warning")
+    if made.differing:
+        told = f"not all runs were made alike: {', '.join(made.differing)} differ"
+        say(f"{told}, as {asked.table}_metadata.json tells (provenance)", "warning")
     if made.missing:
         some = ", ".join(made.missing)
         say(f"no run has {some}, neither in its summary nor as a measure", "warning")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import frozen
 from torch import nn
 
@@ -47,6 +48,7 @@ from altcore.runs import (
     RunDirectory,
     UnwrittenDirectory,
     bring_back_environment,
+    code_of,
     environment,
     find_run,
     no_space_named,
@@ -116,7 +118,7 @@ def _prepare(
     if held is None:
         opening = _begin(built, facts, on_error)
         engine = _engine(built, opening, facts, identity)
-        _write_environment(engine, built, weights)
+        _write_environment(engine, built.device, weights)
         _tell_notices(built)
     else:
         going_on = go_on(held, built, identity, allow_change)
@@ -224,13 +226,14 @@ def _restore(engine: Engine, going_on: GoingOn) -> None:
     engine.saving.keep()
 
 
-def _write_environment(engine: Engine, built: Built, weights: str | None) -> None:
-    origins = {p.name: p.origin for p in built.plugins}
+def _write_environment(engine: Engine, device: torch.device, weights: str | None) -> None:
     about = {
         RUN_ID: engine.directory.run_id,
-        **environment(built.device, origins),
+        "altcore": engine.identity["platform"]["altcore"],
+        **environment(device),
+        "code": code_of(engine.identity),
         "arithmetic": arithmetic(),
-        "world_size": built.ranks.world_size,
+        "world_size": engine.ranks.world_size,
         **({} if weights is None else {INITIAL_WEIGHTS: weights}),
         **engine.facts,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -77,6 +77,58 @@ def identity_of(
     }
     plain: dict[str, Any] = json.loads(json.dumps(to_json(found), default=_stand_in))
     return plain
+
+
+def code_of(identity: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
+    """Return the code that was installed for a run, by name, as environment.json holds it.
+
+    That is distribution and version (``from``), and the digest of the source or the format
+    (``sha256``). The names are those of plugins, and ``format NAME``, ``workload NAME`` and
+    ``optimizer NAME``. What came from Python, and a format that the configuration holds whole, is
+    not among them.
+    """
+    formats, plugins = identity.get("format") or {}, identity.get("plugin") or {}
+    found = {
+        f"format {name}": {"from": fmt["from"], "sha256": fmt["sha256"]}
+        for name, fmt in formats.items()
+        if fmt["from"]
+    }
+    for key, p in plugins.items():
+        if "distribution" in p:
+            name = f"{key} {p[NAME]}" if key in ("workload", "optimizer") else p[NAME]
+            origin = f"{p['distribution']} {p['version']}"
+            found[name] = {"from": origin, "sha256": p["sha256"]}
+    return found
+
+
+def other_code(
+    codes: Sequence[Mapping[str, Mapping[str, Any]]],
+) -> dict[str, list[str | None]]:
+    """Return the names of which runs have several codes, with the text of each run's.
+
+    The digest decides, and without one the version: the text is that of the first with the same.
+    ``codes`` are as environment.json has them under ``code``.
+
+    >>> old, new = {"from": "mine 1.0", "sha256": "0a" * 32}, {"from": "mine 1.1", "sha256": None}
+    >>> other_code([{"shrink": old}, {"shrink": new}, {}])
+    {'shrink': ['mine 1.0 (0a0a0a0a0a0a)', 'mine 1.1', None]}
+    >>> other_code([{"shrink": old}, {"shrink": {**old, "from": "mine 1.1"}}])
+    {}
+    """
+    found = {}
+    for name in dict.fromkeys(name for code in codes for name in code):
+        own = [code.get(name) for code in codes]
+        keys = [part and (part.get("sha256") or part.get("from")) for part in own]
+        parts = reversed([*zip(keys, own, strict=True)])
+        texts = {key: _code_text(part) for key, part in parts if part}
+        if len(texts) > 1:
+            found[name] = [texts.get(key) for key in keys]
+    return found
+
+
+def _code_text(code: Mapping[str, Any]) -> str:
+    digest = code.get("sha256")
+    return f"{code.get('from')} ({digest[:DIGITS]})" if digest else str(code.get("from"))
 
 
 def platform_of(where: Mapping[str, Any]) -> dict[str, Any]:

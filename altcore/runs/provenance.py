@@ -1,4 +1,4 @@
-"""Where a run happened: versions, plugins, device and git state."""
+"""Where a run happened: versions, device and git state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,18 +17,16 @@ if TYPE_CHECKING:
     import torch
 
 
-def environment(device: torch.device, plugins: Mapping[str, str]) -> dict[str, Any]:
-    """Return versions, plugin distributions, device and git state."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, distributions, device and git state."""
     import torch
 
     libraries = ("torch", "pluggy", "click", "attrs", "cattrs", "structlog", "PyYAML")
     return {
-        "altcore": _version("altcore"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in libraries},
         "distributions": sorted({e.origin for e in entries()}),
-        "plugins": dict(plugins),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "processor": _processor(),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Whether accepted runs are what they were when they were accepted, and were made of the same data.
+"""Whether accepted runs are what they were then, and were made of the same data and code.
 
 Every file of `FILES` is read, which a look at the status of a sweep cannot afford.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from attrs import evolve, frozen
 
 from altcore.errors import BadInput, UnreadableFile, shown
 from altcore.runs import (
     CONFIG,
+    ENVIRONMENT,
     METRICS,
     SUMMARY,
     altered,
     damaged_lines,
+    other_code,
     read_json,
     read_lines,
     summary_of,
@@ -41,6 +44,8 @@ class Audit:
     """All jobs; one is damaged if a file of its run is not what was accepted."""
     other_data: Mapping[str, str]
     """Runs of other data than most of those that ask for the same, and what they differ in."""
+    other_code: Mapping[str, str]
+    """Runs of which a format or a plugin is another than in most runs that have one of its name."""
     unrecorded: Sequence[str]
     """Runs of which no digest was written down, since the worker died just then, or its attempt was
     removed. They were compared with what their jobs ask for."""
@@ -62,7 +67,13 @@ def audit(ledger: Ledger) -> Audit:
             rows.append(row)
         except BadInput as error:
             rows.append(evolve(row, state=State.DAMAGED, why=str(error)))
-    return Audit(rows=rows, other_data=_other_data(ledger, rows), unrecorded=unrecorded)
+    completed = [row.name for row in rows if row.state is State.COMPLETED]
+    return Audit(
+        rows=rows,
+        other_data=_unusual(_data(ledger, completed), SHOWN),
+        other_code=_unusual(_code(ledger, completed)),
+        unrecorded=unrecorded,
+    )
 
 
 def check_accepted(ledger: Ledger, name: str) -> None:
@@ -123,22 +134,45 @@ def _check_lines(ledger: Ledger, job: Job, row: Row) -> None:
         raise BadInput(problem)
 
 
-def _other_data(ledger: Ledger, rows: Sequence[Row]) -> dict[str, str]:
-    """Return the runs whose data are not those of most runs with the same settings of workload."""
-    groups: dict[str, dict[str, list[str]]] = {}
-    for row in rows:
-        if row.state is State.COMPLETED:
-            facts = read_json(ledger.run_of(row.name) / SUMMARY).get("workload_facts", {})
-            config = ledger.job(row.name).config
-            settings = config.get("settings", {}).get(config["workload"], {})
-            asked = json.dumps([config["workload"], settings], sort_keys=True)
-            if facts.get(DATA):
-                groups.setdefault(asked, {}).setdefault(facts[DATA], []).append(row.name)
-    found: dict[str, str] = {}
-    for by_digest in groups.values():
-        usual = max(by_digest, key=lambda digest: len(by_digest[digest]))
-        told = f"and {usual[:SHOWN]} in {by_digest[usual][0]}"
-        for own, names in by_digest.items():
-            if own != usual:
-                found |= dict.fromkeys(names, f"{DATA} of its data is {own[:SHOWN]}, {told}")
-    return found
+Groups = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
+"""The names of runs by their value of something that should be one: by its name, and who asks."""
+
+
+def _data(ledger: Ledger, names: Sequence[str]) -> Groups:
+    """Return runs by the digest of their data, of the same settings of workload."""
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for name in names:
+        facts = read_json(ledger.run_of(name) / SUMMARY).get("workload_facts", {})
+        config = ledger.job(name).config
+        settings = config.get("settings", {}).get(config["workload"], {})
+        asked = json.dumps([config["workload"], settings], sort_keys=True)
+        if facts.get(DATA):
+            by_digest = groups.setdefault((f"{DATA} of its data", asked), {})
+            by_digest.setdefault(facts[DATA], []).append(name)
+    return groups
+
+
+def _code(ledger: Ledger, names: Sequence[str]) -> Groups:
+    """Return runs by the code of each format and plugin of which they have several."""
+    codes = {}
+    for name in names:
+        with suppress(BadInput):  # whoever tells of environments names it
+            codes[name] = read_json(ledger.run_of(name) / ENVIRONMENT).get("code", {})
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for what, texts in other_code([*codes.values()]).items():
+        for name, text in zip(codes, texts, strict=True):
+            if text is not None:
+                groups.setdefault((what, ""), {}).setdefault(text, []).append(name)
+    return groups
+
+
+def _unusual(groups: Groups, most: int | None = None) -> dict[str, str]:
+    """Return the runs whose value is not that of most, with both: ``most`` letters of each."""
+    found: dict[str, list[str]] = {}
+    for (what, _), by_value in groups.items():
+        usual = max(by_value, key=lambda value: len(by_value[value]))
+        for own, names in by_value.items():
+            for name in names if own != usual else ():
+                told = f"{what} is {own[:most]}, and {usual[:most]} in {by_value[usual][0]}"
+                found.setdefault(name, []).append(told)
+    return {name: "; ".join(told) for name, told in found.items()}

@@ -26,7 +26,10 @@ from altcore.sweep.sweep_file import PLACE, STATISTICS, SweepFile, sweep_text
 from altcore.sweep.table import Table, cell, table_of
 
 DICTIONARY, SERIES = "README.md", "series"
-ORIGIN = ("altcore", "python", "platform", "device", "processor", "git", "libraries", "plugins")
+ORIGIN = (
+    *("altcore", "python", "platform", "device", "processor", "threads", "arithmetic"),
+    *("git", "libraries", "code"),
+)
 """What is told of the environments in which the runs were made."""
 
 
@@ -39,8 +42,11 @@ class Exported:
     missing: Sequence[str]
     """Names in ``columns`` and ``series`` that no completed run has."""
     problems: Mapping[str, str]
-    """Jobs that are damaged, runs of other data than the rest, and runs of which it is not known
-    where they were made, with what is wrong."""
+    """Jobs that are damaged, runs of other data or code than the rest, and runs of which it is not
+    known where they were made, with what is wrong."""
+    differing: Sequence[str]
+    """In what the environments of the runs differ, by the keys of `ORIGIN`. Other code is a
+    problem of the job."""
 
 
 def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = False) -> Exported:
@@ -74,6 +80,7 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         "missing": missing,
         "damaged": found.damaged,
         "other_data": found.other_data,
+        "other_code": found.other_code,
         "unrecorded": found.unrecorded,
     }
     texts[f"{sweep.table}_metadata.json"] = _json(told)
@@ -86,9 +93,10 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
             durable.remove(out / name)
     written = [durable.replace_text(out / name, text) for name, text in texts.items()]
     files = [path for path in written if path.parent == out]
-    problems = {**found.damaged, **found.other_data, **unknown}
+    problems = {**found.damaged, **found.other_code, **found.other_data, **unknown}
     files += [out / SERIES] * bool(sweep.series)
-    return Exported(files=files, missing=missing, problems=problems)
+    differing = [key for key in ORIGIN if key != "code" and _varies(key, origins)]
+    return Exported(files=files, missing=missing, problems=problems, differing=differing)
 
 
 def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table, dict[str, str]]:
@@ -178,6 +186,11 @@ def _origins(
             told, unknown[name] = {}, str(error)
         found[json.dumps({key: told.get(key) for key in ORIGIN}, sort_keys=True)] += 1
     return [{"runs": count, **json.loads(text)} for text, count in found.most_common()], unknown
+
+
+def _varies(key: str, origins: Sequence[Mapping[str, Any]]) -> bool:
+    known = {json.dumps(o[key], sort_keys=True) for o in origins if o[key] is not None}
+    return len(known) > 1
 
 
 def _dictionary(

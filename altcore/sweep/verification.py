@@ -16,7 +16,7 @@ from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.sweep_file import Measure
 from altcore.sweep.values import Values
 
-WORDS = {"other_data": "of other data"}
+WORDS = {"other_data": "of other data", "other_code": "of other code"}
 OTHER = "the sweep file asks for another run of this name"
 NOT_ASKED = "the sweep file does not ask for it"
 
@@ -35,6 +35,8 @@ class Verification:
     """Jobs of which a file is not what a sweep writes, or not what was accepted, with the file."""
     other_data: Mapping[str, str]
     """Jobs whose run was made of other data than most of those that ask for the same."""
+    other_code: Mapping[str, str]
+    """Jobs whose run had another format or plugin than most runs that have one of its name."""
     missing: Mapping[str, str]
     """Jobs that have no result, or none any more, and then why."""
     changed: Mapping[str, str]
@@ -55,6 +57,7 @@ class Verification:
             "incomplete": self.incomplete,
             "damaged": self.damaged,
             "other_data": self.other_data,
+            "other_code": self.other_code,
             "missing": self.missing,
             "changed": self.changed,
         }
@@ -82,11 +85,12 @@ def verify(
     audited = audit(ledger)
     plan = changes_of(ledger, ledger.jobs() if planned is None else planned)
     told = {**dict.fromkeys(plan.changed, OTHER), **dict.fromkeys(plan.removed, NOT_ASKED)}
-    changed = {n: told[n] for n in told if n not in {**audited.damaged, **audited.other_data}}
+    others = {**audited.other_code, **audited.other_data}
+    changed = {n: told[n] for n in told if n not in {**audited.damaged, **others}}
     rows = [row for row in audited.rows if row.name not in changed]
     completed, incomplete = [], {}
     for row in rows:
-        if row.state is State.COMPLETED and row.name not in audited.other_data:
+        if row.state is State.COMPLETED and row.name not in others:
             lack = lacking(Values(ledger.run_of(row.name)), measures) if measures else ""
             if lack:
                 incomplete[row.name] = lack
@@ -103,6 +107,7 @@ def verify(
         incomplete=incomplete,
         damaged=audited.damaged,
         other_data=audited.other_data,
+        other_code={n: t for n, t in audited.other_code.items() if n not in audited.other_data},
         unrecorded=audited.unrecorded,
         missing=dict(sorted({**missing, **dict.fromkeys(unknown, "")}.items())),
         changed=changed,

@@ -16,6 +16,10 @@ from altcore.cli.sparkline import sparkline
 from altcore.config import TrainConfig
 from altcore.runs import Summary, sample_losses, write_configuration
 
+ENVIRONMENT = {
+    "code": {"optimizer adamw": {"from": "altcore-optimizers 0.1.0", "sha256": "0a" * 32}}
+}
+
 
 @pytest.fixture
 def record(tmp_path):
@@ -170,17 +174,30 @@ def test_what_was_changed_half_way_is_shown(ended, record, capsys):
 
 def test_runs_that_are_the_same_are_told_to_be(record, capsys):
     """Up to which step their losses are: NaN is the same as NaN, and 0 steps are none."""
-    record("a", [2.0, math.nan])
-    record("b", [2.0, math.nan])
+    record("a", [2.0, math.nan], environment=ENVIRONMENT)
+    record("b", [2.0, math.nan], environment=ENVIRONMENT)
     record("c", [1.0], ended=False)
     found = compared(capsys, record, "a", "b", "c")
     assert found["same_losses_up_to"] == [2, 2, 0]
     assert found["outcome"]["status"] == ["finished", "finished", "unfinished"]
     text = call(capsys, "runs", "compare", "a", "b", "--runs-dir", record.folder).out
-    assert text.endswith("\nconfiguration and environment do not differ\n")
-    record("d", [1.0], learning_rate=0.5)
+    assert text.endswith("\nconfiguration, code and environment do not differ\n")
+    record("d", [1.0], environment=ENVIRONMENT, learning_rate=0.5)
     text = call(capsys, "runs", "compare", "a", "d", "--runs-dir", record.folder).out
-    assert text.endswith("\nenvironment does not differ\n")
+    assert text.endswith("\ncode and environment do not differ\n")
+
+
+def test_other_code_is_told(record, capsys):
+    """Of formats and plugins that runs have by one name; a run without a record of it is named."""
+    for name, plugin, fmt in (("a", "third 1.0", "format E4M3"), ("b", "third 2.0", "format E5M2")):
+        code = {"shrink": {"from": plugin}, fmt: {"from": "altcore-formats 1"}}
+        record(name, [2.0], environment={"code": code})
+    assert compared(capsys, record, "a", "b")["code"] == {"shrink": ["third 1.0", "third 2.0"]}
+    text = call(capsys, "runs", "compare", "a", "b", "--runs-dir", record.folder).out
+    assert "\n\ncode\nshrink " in text
+    assert text.endswith("\nconfiguration and environment do not differ\n")
+    record("old", [2.0])
+    assert compared(capsys, record, "a", "old")["code"] == {"recorded": [True, False]}
 
 
 def test_a_comparison_holds_on_a_terminal(record, capsys, monkeypatch):

@@ -132,7 +132,7 @@ def test_other_steps_are_told_wherever_a_run_is_compared(schedule, start, capsys
     made = start.resume("r", max_steps=4)
     found = call(capsys, "runs", "compare", "whole", "r", "--runs-dir", start.runs).out
     assert "changes on the way  -              max_steps was 2 and is 4 after step 2" in found
-    assert "configuration and environment do not differ; changes on the way do" in found
+    assert "configuration, code and environment do not differ; changes on the way do" in found
     is_other = schedule == "cosine"
     but = " but for what changed on the way (max_steps after step 2)" * is_other
     head, *_ = (run / "config.yaml").read_text().splitlines()

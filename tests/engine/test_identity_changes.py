@@ -14,7 +14,7 @@ from helpers import Starter, forget_installed, text_file
 from altcore import BadInput
 from altcore.engine import changed_formats, setup
 from altcore.engine.resuming import resumed
-from altcore.runs import Checkpoint, compare, identity, source
+from altcore.runs import Checkpoint, compare, identity, other_code, read_environment, source
 
 NAMES = ("rollback", "spike-guard")
 KEYS = {
@@ -269,3 +269,23 @@ def test_nothing_changed_and_nothing_is_said(again):
     assert again.said() == ""
     again.name = "acme"
     assert again.said() == ""
+
+
+def test_the_code_of_a_new_run_is_recorded_and_compared(again):
+    """An upgrade that changes values or files; a version of its own changes none of them."""
+
+    def code(name, **changes):
+        again.install(**changes)
+        own = str(again.site.parent / "own.yaml")
+        start = Starter(again.runs, again.corpus)
+        start(["act"], name=name, max_steps=1, recipe=own)
+        return read_environment(again.runs / name)["code"]
+
+    old = read_environment(again.runs / "acme")["code"]
+    assert old["format ACME"]["from"] == old["act"]["from"] == "acme 1.0"
+    assert {"workload gpt", "optimizer adamw"} <= old.keys()
+    assert other_code([old, code("same", version="1.1")]) == {}
+    told = other_code([old, code("values", codes=OTHER)])
+    assert [*told] == ["format ACME", "act"]
+    assert all(one[:9] == two[:9] == "acme 1.0 " and one != two for one, two in told.values())
+    assert [*other_code([old, code("files", rest="# another\n")])] == ["act"]

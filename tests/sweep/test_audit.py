@@ -217,6 +217,30 @@ def test_runs_of_other_data_are_named(tmp_path, capsys):
     assert told["other_data"] == dict(found.other_data)
 
 
+def test_runs_of_other_code_are_named(tmp_path, capsys):
+    """A format or a plugin that was upgraded between two jobs; other plugins are not others."""
+    ledger = ledger_of(tmp_path, seeds=3, variants={"a": {}, "b": {"gpt.n_layer": 1}})
+    for i, job in enumerate(ledger.jobs()):
+        code = {
+            "format MINE": {"from": f"third-fmt 1.{i == 5:d}"},
+            f"own-{job.variant}": {"from": "own 1"},
+        }
+        complete(ledger, job, environment={"code": code, "altcore": "0.2" if i else "0.1"})
+    found = verify(ledger, None, [])
+    told = "format MINE is third-fmt 1.1, and third-fmt 1.0 in a-seed42"
+    assert found.other_code == {"b-seed44": told}
+    assert str(found) == "5/6 runs completed, 1 run of other code"
+    assert not found.is_whole
+    done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
+    assert done.code == 1
+    assert f"other code: b-seed44: {told}" in " ".join(done.out.split())
+    done = call(capsys, "sweep", "export", "toy", "--sweeps-dir", tmp_path)
+    assert f"b-seed44: {told}" in " ".join(done.err.split())
+    assert "not all runs were made alike: altcore differ" in " ".join(done.err.split())
+    told = json.loads((ledger.folder / "export" / "runs_metadata.json").read_text())
+    assert told["other_code"] == dict(found.other_code)
+
+
 def test_what_is_left_out_of_an_archive_is_told(ledger, capsys):
     """A job whose file is damaged, and a run that is not what was accepted."""
     in_job(ledger)

@@ -1,9 +1,9 @@
 """What the configurations of runs have in common, and under which conditions they were made.
 
 Runs can be compared by format, or by optimizer, only if all else is the same. What else differs
-makes conditions: keys of the configuration, the data by their digest, and what was changed when a
-run went on. Each is called by as few keys as tell it from the others, the telling ones first, and
-the same in whichever order the runs and their keys come.
+makes conditions: keys of the configuration, the data by their digest, the versions of formats and
+plugins, and what was changed when a run went on. Each is called by as few keys as tell it from the
+others, the telling ones first, and the same in whichever order the runs and their keys come.
 Diagnostics and reporters change no weight, so they do not count.
 """
 
@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from altcore_reporters.original_names import names_in_config
-from altcore_reporters.run_facts import DIGITS, changes_of, data_of
+from altcore_reporters.run_facts import DIGITS, changes_of, data_of, versions_of
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -43,7 +43,7 @@ Flat = dict[str, Any]
 
 def apart_from_format(records: Sequence[RunRecord]) -> list[str]:
     """Return the condition of each run: in what it differs from others but format and seed."""
-    return _conditions(records, lambda key, _: key in _FORMAT)
+    return _conditions(records, _is_of_format)
 
 
 def apart_from_optimizer(records: Sequence[RunRecord]) -> list[str]:
@@ -78,17 +78,24 @@ def optimizers_of(records: Sequence[RunRecord]) -> list[str]:
     found = []
     for name, own in zip(names, flat, strict=True):
         used = [f for n, f in zip(names, flat, strict=True) if n == name]
+        varying = {key: words[_text(own.get(key))] for key, words in _varying(used).items()}
         shown = [
-            f"{key.rpartition('.')[2]}={words[_text(own.get(key))]}"
-            for key, words in _varying(used).items()
+            f"{key.rpartition('.')[2]}={word}"
+            for key, word in varying.items()
             if key.startswith(f"settings.{name}.")
         ]
-        found.append(" ".join([name, *shown]))
+        version = varying.get(f"code.optimizer {name}")
+        found.append(" ".join([name, *([version] if version else []), *shown]))
     return found
 
 
+def _is_of_format(key: str, own: Flat) -> bool:
+    return key in _FORMAT or key == f"code.format {own.get('format')}"
+
+
 def _is_of_optimizer(key: str, own: Flat) -> bool:
-    return key in _OPTIMIZER or key.startswith(f"settings.{own.get('optimizer')}.")
+    name = own.get("optimizer")
+    return key in (*_OPTIMIZER, f"code.optimizer {name}") or key.startswith(f"settings.{name}.")
 
 
 def _conditions(
@@ -97,7 +104,7 @@ def _conditions(
     rest = [{k: v for k, v in own.items() if not is_compared(k, own)} for own in _flat(records)]
     labels: list[tuple[str, ...]] = [()] * len(rest)
     for key, words in _varying(rest).items():
-        name = key.removeprefix("settings.")
+        name = key.removeprefix("settings.").removeprefix("code.")
         longer = [
             (*label, f"{name} {words[_text(own.get(key))]}")
             for label, own in zip(labels, rest, strict=True)
@@ -111,7 +118,7 @@ def _flat(records: Sequence[RunRecord]) -> list[Flat]:
     """Return what may change the result of each run, settings as ``settings.OWNER.key``."""
     watching = _observers()
     found = []
-    for record in records:
+    for record, code in zip(records, versions_of(records, watching), strict=True):
         data, changes = data_of(record), changes_of(record)
         own: Flat = {"workload": None, "data": data}
         own |= {k: v for k, v in record.config.items() if k not in _ABOUT_NOTHING}
@@ -123,7 +130,7 @@ def _flat(records: Sequence[RunRecord]) -> list[Flat]:
         if data is not None:  # wherever the files are
             own.pop(f"settings.{own['workload']}.data", None)
         own["plugins"] = [p for p in own.get("plugins", ()) if p not in watching]
-        found.append(own)
+        found.append(own | {f"code.{key}": version for key, version in code.items()})
     return found
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from altcore.plugin import other_code
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -22,6 +24,18 @@ def changes_of(record: RunRecord) -> str | None:
     """Return what was changed by permission when a run went on, None if nothing was."""
     changes = record.config.get("changes") or ()
     return " and ".join(f"{c['what']} after step {c['step']}" for c in changes) or None
+
+
+def versions_of(records: Sequence[RunRecord], watching: Collection[str]) -> list[dict[str, str]]:
+    """Return of each run the formats and plugins of which other runs have another version.
+
+    Those of which the names are in ``watching`` change no number, and are left out.
+    """
+    found = other_code([record.environment.get("code") or {} for record in records])
+    return [
+        {key: own[i] for key, own in found.items() if own[i] is not None and key not in watching}
+        for i in range(len(records))
+    ]
 
 
 def run_id(record: RunRecord) -> str:

@@ -9,12 +9,12 @@ from altcore_reporters.conditions import (
     formats_of,
     optimizers_of,
 )
-from altcore_reporters.pictures import grouped
+from altcore_reporters.pictures import differences, grouped
 
 
-def told(facts=None, **config):
+def told(facts=None, code=None, **config):
     summary = {"optimizer": config.get("optimizer"), "workload_facts": facts or {}}
-    return Told("r", summary, config)
+    return Told("r", summary, config, code=code)
 
 
 def test_format_seed_and_names_make_no_condition():
@@ -70,6 +70,34 @@ def test_other_data_are_another_condition():
     runs.append(told({"data": "a function that was given"}, **gpt))
     expected = ["data 012345", "data 012345", "data ffffff", "data a function that was given"]
     assert apart_from_format(runs) == apart_from_optimizer(runs) == expected
+
+
+def test_another_version_of_a_plugin_is_another_condition():
+    """And another arm of the page; that of a diagnostic, or of a plugin of one run only, is not."""
+    plugins = {"plugins": ["shrink", "ulp-stats"]}
+    runs = [told(code={"shrink": f"third {v}", "ulp-stats": v}, **plugins) for v in ("1", "1", "2")]
+    runs.append(told(code={"shrink": "third 1", "other": "third 9"}, **plugins))
+    expected = ["shrink third 1", "shrink third 1", "shrink third 2", "shrink third 1"]
+    assert apart_from_format(runs) == apart_from_optimizer(runs) == expected
+    assert [len(group.records) for group in grouped(runs)] == [3, 1]
+    assert "third 2" in grouped(runs)[1].label
+    assert [d.key for d in differences(runs)] == ["shrink", "ulp-stats"]
+
+
+def test_another_version_of_what_is_compared_is_another_format_or_optimizer():
+    """And no condition, in which it would have nothing to compare with."""
+    versions = [
+        told(format="E4M3", optimizer="sgd"),
+        told(format="MINE", optimizer="own", code={"format MINE": "1", "optimizer own": "1"}),
+        told(format="MINE", optimizer="own", code={"format MINE": "2", "optimizer own": "1"}),
+        told(format="MINE", optimizer="own", code={"format MINE": "1", "optimizer own": "2"}),
+    ]
+    assert apart_from_format(versions[:3]) == [
+        "optimizer sgd", "optimizer own", "optimizer own"
+    ]  # fmt: skip
+    assert apart_from_optimizer([versions[1], versions[3]]) == ["", ""]
+    assert optimizers_of([versions[0], versions[1], versions[3]]) == ["sgd", "own 1", "own 2"]
+    assert len(grouped(versions)) == 4
 
 
 def test_what_was_changed_half_way_is_another_condition():

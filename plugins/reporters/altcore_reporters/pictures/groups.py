@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from altcore_reporters.run_facts import versions_of
+
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
 
@@ -41,7 +43,7 @@ Flat = dict[str, Any]
 
 @frozen
 class Group:
-    """Runs with one configuration, but for the seed."""
+    """Runs with one configuration and code, but for the seed."""
 
     label: str
     """What sets it apart from the others: the values of the keys in which they differ."""
@@ -52,7 +54,7 @@ class Group:
 
 @frozen
 class Difference:
-    """A key of the configuration, and the value that each run has."""
+    """A key of the configuration or the code, and the value that each run has."""
 
     key: str
     values: Sequence[str]
@@ -64,7 +66,7 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     Runs without a configuration are alone. Two runs of one configuration and one seed are in one
     group, too.
     """
-    flats = [_identity(r) for r in records]
+    flats = _identities(records)
     keys = _varying(flats)
     groups: dict[Any, list[int]] = {}
     for i, flat in enumerate(flats):
@@ -149,8 +151,9 @@ def _stem(names: Sequence[str]) -> str:
 
 
 def differences(records: Sequence[RunRecord]) -> list[Difference]:
-    """Return the keys in which the configurations differ, seed and observers included."""
-    flats = [flat_config(r) for r in records]
+    """Return the keys in which configurations and code differ, seed and observers included."""
+    codes = versions_of(records, ())
+    flats = [flat_config(r) | own for r, own in zip(records, codes, strict=True)]
     keys = [k for k in _varying(flats) if k.partition(".")[0] not in NAMES]
     return [Difference(k, [_word(flat.get(k)) for flat in flats]) for k in keys]
 
@@ -174,17 +177,21 @@ def flat_config(record: RunRecord) -> Flat:
     return found
 
 
-def _identity(record: RunRecord) -> Flat:
-    """Return the configuration without seed, names, and what only looks."""
+def _identities(records: Sequence[RunRecord]) -> list[Flat]:
+    """Return the configuration and code of each run without seed, names, and what only looks."""
     looking = _looking()
     ignored = NAMES | WATCHING | {SEED} | looking
-    flat = {k: v for k, v in flat_config(record).items() if k.partition(".")[0] not in ignored}
-    if flat:
-        # One that is not installed here may act, and stays.
-        listed = flat.get("plugins")
-        listed = listed if isinstance(listed, list | tuple) else []
-        flat["plugins"] = [p for p in listed if not (isinstance(p, str) and p in looking)]
-    return flat
+    found = []
+    for record, code in zip(records, versions_of(records, looking), strict=True):
+        own = {k: v for k, v in flat_config(record).items() if k.partition(".")[0] not in ignored}
+        if own:
+            # One that is not installed here may act, and stays.
+            listed = own.get("plugins")
+            listed = listed if isinstance(listed, list | tuple) else []
+            own["plugins"] = [p for p in listed if not (isinstance(p, str) and p in looking)]
+            own |= code
+        found.append(own)
+    return found
 
 
 @cache
