@@ -250,6 +250,21 @@ def test_each_reason_is_named_with_its_run(made, told):
     assert told in [problem for _, problem in found.reasons]
 
 
+def test_runs_of_other_code_or_data_speak_against_the_data():
+    """Of the diagnostics that measure, too; settings of the workload may mean other data."""
+    runs = [record(seed) for seed in range(5)]
+    for i, own in enumerate(runs):
+        own.environment = {"code": {"loss-slope": {"from": f"mine {'2' if i == 1 else '1'}"}}}
+        own.summary["workload_facts"] = {"sha256": "b" * 64 if i > 2 else "a" * 64}
+        own.config["settings"] = {"cifar": {"size": 8}} if i == 4 else {}
+        own.config["workload"] = "cifar"
+    names = [own.name for own in runs]
+    assert trust(*runs).reasons == [
+        (names[1], "loss-slope is mine 2, and mine 1 in most runs"),
+        (names[3], "data is bbbbbb, and aaaaaa in most runs"),
+    ]
+
+
 def test_parts_of_an_epoch_that_are_no_whole_steps():
     """Quarters of six steps end at steps 2, 3, 5 and 6; a discarded step needs no value."""
 
