@@ -104,14 +104,14 @@ def _differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {key: row for key, row in rows.items() if any(v != row[0] for v in row)}
 
 
-def _other_code(codes: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
+def _other_code(codes: Sequence[Any]) -> dict[str, list[Any]]:
     """Return the formats and plugins that are others in runs which have one of the same name.
 
     Which ones a run has is told by its configuration. ``recorded`` says of which runs it is known,
     unless it is of all.
     """
-    found = other_code([code or {} for code in codes])
-    return {**({} if all(codes) else {"recorded": [bool(code) for code in codes]}), **found}
+    known = {} if all(codes) else {"recorded": [bool(code) for code in codes]}
+    return {**known, **other_code(codes)}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

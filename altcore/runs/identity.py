@@ -102,7 +102,7 @@ def code_of(identity: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
 
 
 def other_code(
-    codes: Sequence[Mapping[str, Mapping[str, Any]]],
+    codes: Sequence[Any],
 ) -> dict[str, list[str | None]]:
     """Return the names of which runs have several codes, with the text of each run's.
 
@@ -112,23 +112,24 @@ def other_code(
     >>> old, new = {"from": "mine 1.0", "sha256": "0a" * 32}, {"from": "mine 1.1", "sha256": None}
     >>> other_code([{"shrink": old}, {"shrink": new}, {}])
     {'shrink': ['mine 1.0 (0a0a0a0a0a0a)', 'mine 1.1', None]}
-    >>> other_code([{"shrink": old}, {"shrink": {**old, "from": "mine 1.1"}}])
+    >>> other_code([{"shrink": old}, {"shrink": {**old, "from": "mine 1.1"}}, {"shrink": 5}, None])
     {}
     """
     found = {}
-    for name in dict.fromkeys(name for code in codes for name in code):
-        own = [code.get(name) for code in codes]
-        keys = [part and (part.get("sha256") or part.get("from")) for part in own]
-        parts = reversed([*zip(keys, own, strict=True)])
-        texts = {key: _code_text(part) for key, part in parts if part}
+    known = [code if isinstance(code, Mapping) else {} for code in codes]  # a file may hold more
+    for name in dict.fromkeys(name for code in known for name in code):
+        parts = [code.get(name) for code in known]
+        pairs = [_key_and_text(part) if isinstance(part, Mapping) else None for part in parts]
+        texts = dict(reversed([pair for pair in pairs if pair]))
         if len(texts) > 1:
-            found[name] = [texts.get(key) for key in keys]
+            found[name] = [pair and texts[pair[0]] for pair in pairs]
     return found
 
 
-def _code_text(code: Mapping[str, Any]) -> str:
-    digest = code.get("sha256")
-    return f"{code.get('from')} ({digest[:DIGITS]})" if digest else str(code.get("from"))
+def _key_and_text(code: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what decides whether two codes are one, and a text."""
+    origin, digest = str(code.get("from")), str(code.get("sha256") or "")
+    return digest or origin, f"{origin} ({digest[:DIGITS]})" if digest else origin
 
 
 def platform_of(where: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _code(ledger: Ledger, names: Sequence[str]) -> Groups:
     codes = {}
     for name in names:
         with suppress(BadInput):  # whoever tells of environments names it
-            codes[name] = read_json(ledger.run_of(name) / ENVIRONMENT).get("code", {})
+            codes[name] = read_json(ledger.run_of(name) / ENVIRONMENT).get("code")
     groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for what, texts in other_code([*codes.values()]).items():
         for name, text in zip(codes, texts, strict=True):

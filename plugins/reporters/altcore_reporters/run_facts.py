@@ -31,7 +31,7 @@ def versions_of(records: Sequence[RunRecord], watching: Collection[str]) -> list
 
     Those of which the names are in ``watching`` change no number, and are left out.
     """
-    found = other_code([record.environment.get("code") or {} for record in records])
+    found = other_code([record.environment.get("code") for record in records])
     return [
         {key: own[i] for key, own in found.items() if own[i] is not None and key not in watching}
         for i in range(len(records))

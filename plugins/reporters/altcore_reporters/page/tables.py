@@ -161,7 +161,7 @@ def provenance(record: RunRecord) -> Table:
         ("started", about.get("started")),
         ("altcore", about.get("altcore")),
         ("libraries", _pairs(about.get("libraries"))),
-        ("code", _pairs({k: v.get("from") for k, v in (about.get("code") or {}).items()})),
+        ("code", _pairs(_origins(about.get("code")))),
         ("format's sha256", _pairs(config.get("format_digests"))),
         ("Python", about.get("python")),
         ("platform", about.get("platform")),
@@ -241,6 +241,12 @@ def _pairs(value: Any) -> str:
     if not isinstance(value, Mapping):
         return "" if value is None else str(value)
     return ", ".join(f"{k} {v}" for k, v in value.items())
+
+
+def _origins(code: Any) -> Any:
+    if not isinstance(code, Mapping):
+        return code
+    return {k: own.get("from") if isinstance(own, Mapping) else own for k, own in code.items()}
 
 
 def _git(value: Any) -> str:

@@ -99,7 +99,7 @@ def jobs_of(records: Sequence[RunRecord]) -> list[str]:
 
 def _unlike_most(records: Sequence[RunRecord]) -> Iterator[Reason]:
     """Yield which runs have other code or data than most that have, or ask for, the same."""
-    found = other_code([record.environment.get("code") or {} for record in records])
+    found = other_code([record.environment.get("code") for record in records])
     asked = [_asked(record) for record in records]
     for one in dict.fromkeys(asked):
         pairs = zip(records, asked, strict=True)
