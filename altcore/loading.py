@@ -32,6 +32,7 @@ from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
 from altcore.formats import origins_recorded
 from altcore.log import log
 from altcore.quantization import Quantization, check_quantization_state
+from altcore.registry import find
 from altcore.runs import (
     BEST,
     LATEST,
@@ -42,12 +43,15 @@ from altcore.runs import (
     by_merit,
     check_no_linked,
     check_run_id,
+    code_of,
     compare,
     data_identity,
     find_run,
     identity_in,
     list_checkpoints,
     load_newest,
+    other_code,
+    plugin_digest,
     read_run,
     run_id_of,
     summary_of,
@@ -155,6 +159,8 @@ def load(
         elif batch is not None or "data" not in given_in(found.manifest["identity"]):
             _warn_of_other_data(workload, where, found, config, is_given=batch is not None)
         _warn_of_others(found, given)
+        if None in given.values():
+            _warn_of_other_code(found, config.workload)
         freeze(workload.model, config.freeze)
         parts = (config.make_recipe(), config.compute, config.seed)
         quantization = Quantization(workload.model, *parts)
@@ -209,6 +215,17 @@ def _warn_of_others(found: Checkpoint, now: Mapping[str, Any]) -> None:
     for change in compare({"plugin": before}, {"plugin": given}):
         problem = f"{change}: losses are not those of the run"
         hint = f"altcore.load(..., {change.what}=...) takes the run's own"
+        log.warning(problem, checkpoint=str(found.path), hint=hint)
+
+
+def _warn_of_other_code(found: Checkpoint, workload: str) -> None:
+    """Warn if the workload, of which model, batches or loss are, has another source by now."""
+    entry = find(workload, ("workload",))
+    now = {f"workload {workload}": {"from": entry.origin, "sha256": plugin_digest(entry)}}
+    codes = other_code([code_of(found.manifest["identity"]), now])
+    for before, after in (codes[name] for name in codes if name in now):
+        problem = f"workload {workload} was {before} and is {after}"
+        hint = "outputs and losses may be others than those of the run"
         log.warning(problem, checkpoint=str(found.path), hint=hint)
 
 

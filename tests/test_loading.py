@@ -151,6 +151,20 @@ def test_other_data_than_the_run_had_are_named(start, tmp_path):
     assert all(torch.equal(alone[key], own[key]) for key in own)
 
 
+def test_a_workload_of_another_source_is_named(start, monkeypatch):
+    """Its model may compute other values than the run's did."""
+
+    def told():
+        with capture_logs() as logs:
+            altcore.load("none", runs_dir=start.runs)
+        return [x["event"] for x in logs if x["event"].startswith("workload gpt was")]
+
+    assert told() == []
+    monkeypatch.setattr("altcore.loading.plugin_digest", lambda _: "b" * 64)
+    (event,) = told()
+    assert re.fullmatch(r"workload gpt was (.+) \(\w{12}\) and is \1 \(b{12}\)", event)
+
+
 def test_files_that_are_a_workloads_defaults_are_compared(start, shelf, tmp_path):
     """The run's configuration does not name them, and its checkpoint does."""
     file = tmp_path / "points"
