@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import define
+
+from altcore.runs import finite
+
+SPENT = ("elapsed_seconds", "training_steps", "training_seconds", "training_items")
+"""What a line of timings has of all steps so far."""
+
+
+def spent_in(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, float] | None:
+    """Return `SPENT` of the last line of timings that has all of it; a damaged one has less."""
+    for line in reversed(lines):
+        values = {key: finite(line.get(key)) for key in SPENT}
+        known = {key: value for key, value in values.items() if value is not None}
+        if known.keys() == values.keys():
+            return known
+    return None
 
 
 @define(eq=False)
@@ -22,22 +37,23 @@ class Clock:
     """None between two steps."""
 
     @classmethod
-    def after(cls, last: Mapping[str, Any] | None) -> Clock:
-        """Return the clock of a run whose last line of timings is ``last``."""
-        now = time.perf_counter()
-        if last is None:
+    def after(cls, lines: Sequence[Mapping[str, Any]]) -> Clock:
+        """Return the clock of a run that has these lines of timings."""
+        now, spent = time.perf_counter(), spent_in(lines)
+        if spent is None:
             return cls(now)
-        spent = (last[f"training_{name}"] for name in ("steps", "seconds", "items"))
-        return cls(now - last["elapsed_seconds"], *spent)
+        elapsed, steps, seconds, items = (spent[key] for key in SPENT)
+        return cls(now - elapsed, int(steps), seconds, int(items))
 
     def begin_step(self) -> None:
         """Start."""
         self.step_began = time.perf_counter()
 
-    def end_step(self, items: int) -> dict[str, float]:
+    def end_step(self, items: int) -> dict[str, float | None]:
         """Stop; returns the timings of a step of so many items, and of all steps so far.
 
-        They are empty if it stands still already.
+        They are empty if it stands still already. Without a clock that goes on, as under a plugin
+        that stops it, the throughput is None.
         """
         if self.step_began is None:
             return {}
@@ -48,7 +64,7 @@ class Clock:
         self.items += items
         return {
             "step_time_ms": 1e3 * seconds,
-            "items_per_second": items / seconds,
+            "items_per_second": rate(items, seconds),
             "training_steps": self.steps,
             "training_seconds": self.seconds,
             "training_items": self.items,
@@ -57,3 +73,8 @@ class Clock:
     def elapsed(self) -> float:
         """Return the seconds since the run began, with its evaluations and checkpoints."""
         return time.perf_counter() - self.run_began
+
+
+def rate(count: float, seconds: float) -> float | None:
+    """Return how many there were a second, None if no time passed."""
+    return count / seconds if seconds > 0 else None

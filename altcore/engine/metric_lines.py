@@ -15,7 +15,7 @@ class Line:
 
     values: dict[str, Any]
     measures: dict[str, Any] = field(factory=dict)
-    timings: dict[str, float] = field(factory=dict)
+    timings: dict[str, float | None] = field(factory=dict)
     """How long the step took; empty until that is known."""
 
 

@@ -32,7 +32,7 @@ class StepRecord:
     dispatch: Dispatcher
     history: RunHistory
     lines: MetricLines = field(init=False)
-    clock: Clock = field(init=False, factory=lambda: Clock.after(None))
+    clock: Clock = field(init=False, factory=lambda: Clock.after(()))
     step: Step = field(init=False, factory=lambda: Step(0))
     """The last step that began."""
     held: list[dict[str, Any]] = field(init=False, factory=list)
@@ -112,8 +112,7 @@ class StepRecord:
 
     def begin_run(self) -> None:
         """Start the run's clock; that of a resumed run goes on where its record ends."""
-        lines = read_lines(self.directory.path / TIMINGS)
-        self.clock = Clock.after(lines[-1] if lines else None)
+        self.clock = Clock.after(read_lines(self.directory.path / TIMINGS))
 
     def begin_step(self, step: Step) -> None:
         """Start the step's clock."""

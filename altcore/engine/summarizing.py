@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from altcore.engine.apply import names_of_formats
+from altcore.engine.clock import SPENT, rate, spent_in
 from altcore.engine.collapse import Trend
 from altcore.engine.history import RunHistory
 from altcore.engine.state import Run, Workload
@@ -148,13 +149,14 @@ def is_improving(steps: Steps, updates: int) -> bool:
 
 def times(lines: Lines) -> dict[str, Any]:
     """Return time and throughput, from the lines of timings.jsonl."""
-    if not lines:
+    spent = spent_in(lines)
+    if spent is None:
         return {}
-    last = lines[-1]
+    elapsed, steps, seconds, items = (spent[key] for key in SPENT)
     return {
-        "seconds": last["elapsed_seconds"],
-        "step_time_ms": 1e3 * last["training_seconds"] / last["training_steps"],
-        "items_per_second": last["training_items"] / last["training_seconds"],
+        "seconds": elapsed,
+        "step_time_ms": 1e3 * seconds / max(1, steps),
+        "items_per_second": rate(items, seconds),
     }
 
 

@@ -1,6 +1,7 @@
 """What a summary says of a run, whatever of it was recorded."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -133,3 +134,25 @@ def test_a_resumed_run_counts_on(shelf, start):
     lines = read_lines(run.run_directory / "timings.jsonl")
     assert [line["training_items"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert run.summary["step_time_ms"] == pytest.approx(1e3 * lines[-1]["training_seconds"] / 6)
+
+
+def test_a_line_whose_times_are_damaged_ends_no_run(shelf, start):
+    """A key that is another: the times are those of the line before."""
+    shelf.install("workload", "points", Points)
+    done = start(workload="points", compute="float32", name="r", max_steps=4)
+    path = done.run_directory / "timings.jsonl"
+    *lines, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, last.replace("elapsed_seconds", "elapsed_seaonds")]))
+    start.resume("r", max_steps=6)
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3, 4, 5, 6]
+    assert read_lines(path)[-1]["training_items"] == 10
+
+
+def test_a_clock_that_stands_still_ends_no_run(shelf, start, monkeypatch):
+    """As under a plugin that freezes the time: the throughput is not known."""
+    shelf.install("workload", "points", Points)
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: 0.0)
+    run = start(workload="points", compute="float32", max_steps=3)
+    assert run.summary["status"] == "finished"
+    assert run.summary["items_per_second"] is None

@@ -88,7 +88,8 @@ class Follower:
         values = {k: v for k, v in line.items() if k != "step" and v is not None}
         if "loss" in line and line["step"] in self.times:
             times = self.times.pop(line["step"])
-            values["step_time_ms"], self.elapsed = times["step_time_ms"], times["elapsed_seconds"]
+            values |= {key: own for key, own in times.items() if key == "step_time_ms"}
+            self.elapsed = times.get("elapsed_seconds", self.elapsed)
         is_new = self.ledger.is_new(line)
         if is_new:
             self.tracker.log(line["step"], values, self.began + self.elapsed)

@@ -149,7 +149,8 @@ class Progress:
         if first is last:
             return last["items_per_second"]
         seconds = last["training_seconds"] - first["training_seconds"]
-        return (last["training_items"] - first["training_items"]) / seconds
+        items = last["training_items"] - first["training_items"]
+        return items / seconds if seconds > 0 else None
 
 
 def rates(line: Mapping[str, Any]) -> list[str]:
