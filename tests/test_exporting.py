@@ -58,7 +58,7 @@ def test_a_format_with_other_values_says_what_to_install(
         capsys, "checkpoints", "export", "run", tmp_path / "new", "--runs-dir", start.runs
     )
     assert outcome.code == 2
-    assert outcome.message.endswith(f": {hint}")
+    assert f": {hint} (given in {start.runs}/run/config.yaml, line " in outcome.message
     with pytest.raises(BadInput) as error:
         altcore.train(start.runs / "run/config.yaml")
     removing = ", or remove the name from format_digests for a run with today's values"
