@@ -30,7 +30,7 @@ class Answer:
     """What a study found."""
 
     found: dict[str, Any] = field(repr=False)
-    """All that the .json file holds; ``about`` says how it was found."""
+    """All that the .json file holds beside its digest; ``about`` says how it was found."""
     file: Path
     """The .json file in the study's folder. What reporters made of it lies beside it."""
 

@@ -154,10 +154,17 @@ def make_folder(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that it holds; it may be gone already."""
+    """Remove a file, or a folder with all that it holds; it may be gone already.
+
+    An interrupt ends it after that.
+    """
     crash_point(f"remove {path.name}")
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        try:
+            shutil.rmtree(path, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
     else:
         path.unlink(missing_ok=True)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from altcore.errors import BadInput, described, shown
+from altcore.errors import BadInput, described, keyed, shown
 from altcore.formats import (
     AnyFormat,
     BlockFormat,
@@ -19,6 +19,8 @@ from altcore.formats import (
     digest,
     digests_of,
     get_format,
+    origins_of,
+    origins_recorded,
     saved,
 )
 from altcore.loading import LoadedRun
@@ -81,6 +83,7 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
         "kind": kind,
         "weights": json.dumps(about),
         "formats": json.dumps(named),
+        "origins": json.dumps(origins_of(named)),
         "definitions": json.dumps({f.name: saved(f) for f in formats if f.name not in named}),
     }
     # One tensor may have several names, which the file does not know of: each gets its own copy.
@@ -118,7 +121,8 @@ def read_export(file: str | Path) -> dict[str, Tensor]:
     """Return the tensors of an exported file by the names of the model's state, decoded.
 
     Formats that were installed must be so, with the values that they had; the file defines others.
-    `BadInput` names one that is not, and a tensor that was altered. safetensors must be installed.
+    `BadInput` names one that is not, with the distribution and version that it came from, and a
+    tensor that was altered. safetensors must be installed.
     """
     told, tensors = _read(Path(file))
     known = json.loads(told["sha256"])
@@ -127,6 +131,12 @@ def read_export(file: str | Path) -> dict[str, Tensor]:
             raise BadInput(f"{file}: {name} is not as it was exported")
     if told["kind"] != CODES:
         return tensors
+    with keyed(str(file)), origins_recorded(json.loads(told.get("origins", "{}"))):
+        return _decoded(told, tensors)
+
+
+def _decoded(told: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an export, with the values of each weight in the place of its codes."""
     check_digests(json.loads(told["formats"]))
     definitions = json.loads(told["definitions"])
     for name, entry in json.loads(told["weights"]).items():

@@ -11,7 +11,7 @@ import torch
 from attrs import field, frozen
 from torch import nn
 
-from altcore.config import TrainConfig
+from altcore.config import TrainConfig, sources_in
 from altcore.engine import (
     Workload,
     build_alone,
@@ -143,8 +143,7 @@ def load(
         problem = f"run {path.name} trained a model of your own, {given['name']}"
         hint = f"pass it: altcore.load({path.name!r}, model=...)"
         raise BadInput(problem, key="model", hint=hint)
-    plain = read_mapping(path / "config.yaml", "run")
-    config = TrainConfig.from_plain({**plain, "runs_dir": str(path.parent), "device": device})
+    config = _config_of(path, runs_dir=str(path.parent), device=device)
     config, batch = given_data(config, data)
     found = _read(path, checkpoint)
     check_run_id(found.path, found.manifest, run_id_of(path))
@@ -169,6 +168,12 @@ def load(
     evaluated = cast(Workload, _LoadedWorkload(workload, config.compute, where))
     built = (workload.model, quantization, evaluated, config)
     return LoadedRun(*built, summary_of(path), found.path, found.step)
+
+
+def _config_of(run: Path, **instead: str) -> TrainConfig:
+    """Return a run's configuration, with other values of some keys; errors name file and line."""
+    plain = read_mapping(run / "config.yaml", "run")
+    return TrainConfig.from_plain({**plain, **instead}, sources_in(plain))
 
 
 def _facts_in(found: Checkpoint) -> Mapping[str, Any] | None:
@@ -287,7 +292,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
     if which == LATEST:
         return load_newest(folder, check).path
     if which == BEST:
-        config = TrainConfig.from_plain(read_mapping(run / "config.yaml", "run"))
+        config = _config_of(run)
         own = [kept for kept in found if kept.manifest[RUN_ID] == run_id]
         if len(own) < len(found):
             others = [kept.path.name for kept in found if kept not in own]

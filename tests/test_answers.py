@@ -7,6 +7,7 @@ from helpers_studies import explain_answer
 
 import altcore
 from altcore import BadInput, answers
+from altcore.runs import with_digest
 from altcore.study import Entrants
 
 PAGE = "# Where E7M0 breaks\n\n**It <trains>**: `a*b`\n"
@@ -22,7 +23,7 @@ def study(tmp_path, monkeypatch):
         folder = tmp_path / (options.name or "unnamed")
         folder.mkdir()
         found = explain_answer()
-        (folder / "explain.json").write_text(json.dumps(found))
+        (folder / "explain.json").write_text(json.dumps(with_digest(found)))
         return found, folder
 
     monkeypatch.setattr(answers, "run_explain", run)
@@ -71,7 +72,7 @@ def test_compare_asks_as_the_command_does(study):
 def test_an_answer_shows_what_reporters_made_of_it(study):
     """The page if one is rendered, or else its data; read back it is the same."""
     answer = altcore.explain({"format": "E7M0"}, name="mine")
-    assert json.loads(str(answer)) == answer.found
+    assert json.loads(str(answer)) == with_digest(answer.found)
     assert answer._repr_markdown_() == f"```json\n{answer}```"
     page = answer.file.with_suffix(".md")
     page.write_text(PAGE)

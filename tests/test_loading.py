@@ -269,6 +269,22 @@ def test_the_weights_need_no_data(checkpoint, start, tmp_path, capsys, monkeypat
     assert f"{says} no build_model" in " ".join(outcome.err.split())
 
 
+def test_a_damaged_value_of_the_record_is_named_with_its_line(start, tmp_path):
+    """As one digit of max_steps."""
+    shutil.copytree(start.runs / "pure", tmp_path / "runs/pure")
+    file = tmp_path / "runs/pure/config.yaml"
+    text = file.read_text().replace("max_steps: 6", "max_steps: 0")
+    file.write_text(text)
+    line = text.splitlines().index("max_steps: 0") + 1
+    for which in ("best", "latest"):
+        with pytest.raises(BadInput) as error:
+            altcore.load("pure", which, runs_dir=tmp_path / "runs")
+        told = f"max_steps: must be >= 1: 0 (given in {file}, line {line})"
+        assert str(error.value) == told
+    with pytest.raises(BadInput, match=rf"given in {re.escape(str(file))}, line {line}\)"):
+        loading.find_checkpoint(file.parent, "best")
+
+
 def test_a_damaged_checkpoint_is_refused(start, tmp_path):
     """The named one; best and latest go back to one that is whole."""
     shutil.copytree(start.runs / "pure", tmp_path / "runs/pure")

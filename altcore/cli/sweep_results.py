@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +77,11 @@ def _writing(folder: Path) -> Iterator[None]:
 )
 @SWEEPS_DIR
 def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -> None:
-    """Write one table of all jobs, with a data dictionary."""
+    """Write one table of all jobs, with a data dictionary.
+
+    Jobs without a result are named, and the exit code is 0: 'altcore sweep verify' tells by its
+    exit code whether all are there.
+    """
     from altcore.sweep import export as exported
     from altcore.sweep import open_sweep
 
@@ -95,6 +99,7 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
     if made.missing:
         some = ", ".join(made.missing)
         say(f"no run has {some}, neither in its summary nor as a measure", "warning")
+    _warn_of(made.lacking, made.others)
 
 
 @click.command()
@@ -103,7 +108,11 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
 @click.option("--checkpoints", is_flag=True, help="Archive the checkpoints, too.")
 @SWEEPS_DIR
 def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -> None:
-    """Archive the accepted runs, a file for each variant."""
+    """Archive the accepted runs, a file for each variant.
+
+    Jobs without a result are named, and the exit code is 0: 'altcore sweep verify' tells by its
+    exit code whether all are there.
+    """
     from altcore.sweep import collect as collected
     from altcore.sweep import open_sweep
 
@@ -117,3 +126,14 @@ def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -
         say(f"left out: {job}: {problem}", "warning")
     if not made.archives:
         say(f"{ledger.folder.name} has no completed run", "warning")
+    for path in made.earlier:
+        say(f"{path} was written before: no run of its variant is completed now", "warning")
+    _warn_of(made.lacking, made.others)
+
+
+def _warn_of(lacking: str, others: Sequence[Path]) -> None:
+    """Tell which jobs have no result, and which files are no longer the sweep's."""
+    for path in others:
+        say(f"{path} stays: it is not what the sweep wrote there, and no part of it now", "warning")
+    if lacking:
+        say(lacking, "warning")

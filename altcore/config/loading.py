@@ -15,6 +15,7 @@ from altcore.config.merging import Merged, flatten, full_key, merge
 from altcore.config.original_keys import compound_keys, renamed_keys
 from altcore.config.train_config import TrainConfig, defaults, owners
 from altcore.errors import BadInput, Source, item_key, located, nearest, shown
+from altcore.formats import ChangedFormat
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import read_mapping, source_of
 
@@ -53,7 +54,11 @@ def load_with_sources(
     Whoever builds something of the configuration says so in errors, by `altcore.errors.located`.
     """
     plain, sources = merge_sources(file, overrides, plugins, without)
-    return TrainConfig.from_plain(plain, sources), sources
+    try:
+        return TrainConfig.from_plain(plain, sources), sources
+    except ChangedFormat as error:
+        error.hint += ", or remove the name from format_digests for a run with today's values"
+        raise
 
 
 def merge_sources(

@@ -6,8 +6,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from altcore.config.train_config import TrainConfig
+from altcore.errors import Source
 from altcore.formats import AnyFormat, check_names, digests_of, origins_of
 from altcore.hooks import format_settings, formats_within
+from altcore.yaml_files import source_of
+
+
+def sources_in(plain: Mapping[str, Any]) -> dict[str, Source | None]:
+    """Return where each key, and each ``OWNER.setting``, of a run's config.yaml stands.
+
+    ``plain`` is what `read_mapping` returned.
+    """
+    sources = {key: source_of(plain, key) for key in plain}
+    settings = plain.get("settings")
+    for owner, held in settings.items() if isinstance(settings, dict) else ():
+        for key in held if isinstance(held, dict) else ():
+            sources[f"{owner}.{key}"] = source_of(held, key)
+    return sources
 
 
 def recorded(

@@ -25,7 +25,7 @@ from altcore.config.epochs import (
     without_uncounted,
 )
 from altcore.config.original_keys import compound_keys, renamed_keys, shared_keys
-from altcore.errors import BadInput, Source, located, nearest, shown, with_article
+from altcore.errors import BadInput, Source, keyed, located, nearest, shown, with_article
 from altcore.formats import AnyFormat, check_digests, origins_recorded
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
@@ -220,7 +220,8 @@ class TrainConfig:
             if owner not in self.active:
                 raise _inactive(owner, self.active)
         self.make_recipe()
-        check_digests(self.format_digests)
+        with keyed("format_digests"):
+            check_digests(self.format_digests)
 
     @classmethod
     def from_plain(

@@ -31,6 +31,7 @@ from altcore.log import log
 from altcore.recipes import some
 from altcore.runs import (
     ANOMALY,
+    CONFIG,
     DECIDES,
     ENDED_PHASE,
     NAME,
@@ -218,13 +219,14 @@ def go_on(
         tidy(directory.checkpoints)
     check_environment(directory.path)
     found = _end_of(directory, built, check) or _newest(directory, built, check, unfit)
+    before = found.manifest["identity"]["configuration"]
+    planned = before["max_steps"]
     is_over = found.manifest["phase"] == ENDED_PHASE
     is_whole = has_summary(directory.path) and has_environment(directory.path)
     is_done = found.step == config.max_steps and is_over and is_whole
     if found.step > config.max_steps or is_done:
-        raise BadInput(_nothing_left(directory.path.name, found.step, config.max_steps, is_over))
-    before = found.manifest["identity"]["configuration"]
-    planned = before["max_steps"]
+        problem = _nothing_left(directory.path.name, found.step, config.max_steps, is_over)
+        raise BadInput(problem, hint=_edited_length(directory.path, planned, config.max_steps))
     own = [*_changed_length(planned, config, found.step), *_changed_record(directory.path, found)]
     decisive = [c for c in (*changes, *own) if c.is_decisive]
     accepted = [{"step": found.step, **c.to_plain()} for c in decisive]
@@ -321,6 +323,15 @@ def _nothing_left(name: str, made: int, asked: int, is_over: bool) -> str:
     finished = " is finished" if is_over else ""
     then = "give --steps or --set epochs=... a larger number to go on"
     return f"--resume {name}{finished}: {where}; {then}"
+
+
+def _edited_length(run: Path, planned: int | None, asked: int) -> str:
+    """Say that a run's config.yaml asks for other steps than the run was to make, if it does."""
+    change = Change("configuration", "max_steps", planned, asked)
+    if planned == asked or not is_edited(run, [change]):
+        return ""
+    there = f"{run / CONFIG} has max_steps {asked}, and the run was to make {planned}"
+    return f"{there}: altcore runs restore {run.name} brings it back"
 
 
 def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 from attrs import fields_dict
 
-from altcore.config import TrainConfig, merge_sources
+from altcore.config import TrainConfig, merge_sources, sources_in
 from altcore.errors import BadInput, Source
 from altcore.runs import find_run, read_configuration
-from altcore.yaml_files import source_of
 
 LISTS = ("plugins", "no_plugins")
 """Keys that together say which plugins a run has."""
@@ -37,11 +36,7 @@ def resumed_with_sources(
     for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
         if given.get(key) is not None:
             plain.pop(other, None)
-    sources = {key: source_of(plain, key) for key in plain if key not in given}
-    held = plain["settings"] if isinstance(plain["settings"], dict) else {}
-    for owner, of_owner in held.items():
-        for key in of_owner if isinstance(of_owner, dict) else ():
-            sources[f"{owner}.{key}"] = source_of(of_owner, key)
+    sources = {key: source for key, source in sources_in(plain).items() if key not in given}
     of_owners = {k: v for k, v in changes.items() if "." in k}
     for key, value in of_owners.items():
         owner, _, setting = key.partition(".")

@@ -10,6 +10,7 @@ from altcore.formats.floats import FloatFormat, Specials, float_format
 from altcore.formats.lookup import origins_recorded
 from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_plain
 from altcore.formats.records import (
+    ChangedFormat,
     changed_digests,
     check_digests,
     check_names,
@@ -36,6 +37,7 @@ __all__ = [
     "ROUNDINGS",
     "AnyFormat",
     "BlockFormat",
+    "ChangedFormat",
     "FloatFormat",
     "Format",
     "ScaleRule",

@@ -60,6 +60,11 @@ def origins_recorded(origins: Mapping[str, str]) -> Iterator[None]:
         _RECORDED.reset(token)
 
 
+def recorded_origin(name: str) -> str | None:
+    """Return the distribution and version that a record names for a format, if one is read."""
+    return (_RECORDED.get() or {}).get(name)
+
+
 def _family_of(name: str) -> Entry:
     """Return the family that answers to a name; `BadInput` if none does."""
     try:
@@ -71,8 +76,8 @@ def _family_of(name: str) -> Entry:
             )
         find(name, ("format",))
     except BadInput as error:
-        if origin := (_RECORDED.get() or {}).get(name):
-            error.hint = f"{name} came from {origin}: install it"
+        if origin := recorded_origin(name):
+            error.meant, error.hint = "", f"{name} came from {origin}: install it"
         raise
     raise AssertionError("find raises for unknown names")
 

@@ -13,7 +13,11 @@ from typing import Any
 from altcore.errors import BadInput
 from altcore.formats.blocks import AnyFormat
 from altcore.formats.digests import format_digest
-from altcore.formats.lookup import format_named, origin_of
+from altcore.formats.lookup import format_named, origin_of, recorded_origin
+
+
+class ChangedFormat(BadInput):
+    """An installed format has other values or rules than one of its name had in a record."""
 
 
 def saved(fmt: AnyFormat) -> str | dict[str, Any]:
@@ -54,17 +58,20 @@ def check_names(formats: Iterable[AnyFormat]) -> None:
 
 
 def check_digests(recorded: Mapping[str, str]) -> None:
-    """Raise `BadInput` if an installed format is another than the one that was recorded.
+    """Raise `ChangedFormat` if an installed format is another than the one that was recorded.
 
-    Formats that are not installed are passed by: whoever needs them says so.
+    Formats that are not installed are passed by: whoever needs them says so. The error says what to
+    install; callers who know another way add it.
     """
     for name, now in changed_digests(recorded).items():
-        raise BadInput(
-            f"format {name}: the values or rules that {origin_of(name)} gives it are not "
-            f"those of the record (digest {now[:12]}, recorded {recorded[name][:12]}): install the "
-            "recorded version, or remove the name from format_digests to start a new run with "
-            "today's values",
-            key="format_digests",
+        origin, was = origin_of(name), recorded_origin(name)
+        hint = f"install {was or 'the version that gave it the recorded ones'}"
+        if was == origin:
+            hint = f"install the {was} that was there then: this one has the same version"
+        raise ChangedFormat(
+            f"format {name}: the values or rules that {origin} gives it are not those of the "
+            f"record (digest {now[:12]}, recorded {recorded[name][:12]})",
+            hint=hint,
             item=name,
         )
 

@@ -49,12 +49,13 @@ from altcore.runs.identity_changes import (
     NAMES,
     NOTED,
     Change,
+    ChangedRun,
     about_platform,
     changed_modules,
     check_changes,
     compare,
 )
-from altcore.runs.json_files import read_json
+from altcore.runs.json_files import DIGEST, is_as_written, read_json, with_digest
 from altcore.runs.json_lines import AFTER_PLUGINS, damaged_lines, read_lines, read_new_lines
 from altcore.runs.kept import Kept, by_merit, list_checkpoints
 from altcore.runs.log_file import has_lost_lines
@@ -165,6 +166,7 @@ __all__ = [
     "CODE",
     "CONFIG",
     "DECIDES",
+    "DIGEST",
     "DIGITS",
     "ENDED",
     "ENDED_PHASE",
@@ -195,6 +197,7 @@ __all__ = [
     "WEIGHTS",
     "WEIGHTS_FILE",
     "Change",
+    "ChangedRun",
     "Checkpoint",
     "DirectoryLock",
     "DirectoryRecord",
@@ -242,6 +245,7 @@ __all__ = [
     "has_summary",
     "identity_in",
     "identity_of",
+    "is_as_written",
     "is_being_written",
     "is_checkpoint",
     "is_edited",
@@ -294,6 +298,7 @@ __all__ = [
     "verdict_of",
     "warn_of_altered",
     "warn_of_missing",
+    "with_digest",
     "write_configuration",
 ]
 

@@ -133,8 +133,10 @@ def drop(path: Path) -> None:
     temporary = path.with_name(f".{path.name}{HALF_WRITTEN}")  # not the one of a new checkpoint
     with suppress(OSError):  # of NFS, for one, an earlier one cannot be removed while it is read
         durable.remove(temporary)
-        durable.rename(path, temporary)
-        durable.remove(temporary)
+        try:
+            durable.rename(path, temporary)
+        finally:
+            durable.remove(temporary)
     durable.remove(path)
     if temporary.exists() or path.exists():
         _warn_of_rest(path.parent)

@@ -278,6 +278,10 @@ def _text(value: Any) -> str:
 # Judging -----------------------------------------------------------------------------------------
 
 
+class ChangedRun(BadInput):
+    """A run that is to go on is not the run that it was; the hint is that of `altcore train`."""
+
+
 def check_changes(
     changes: Sequence[Change],
     run: str,
@@ -286,7 +290,9 @@ def check_changes(
     strict: bool = False,
     is_edited: Callable[[Sequence[Change]], bool] = lambda _: False,
 ) -> None:
-    """Raise `BadInput` for changes that are neither harmless nor allowed by name.
+    """Raise `ChangedRun` for changes that are neither harmless nor allowed by name.
+
+    And `BadInput` for a name that is allowed of which nothing changed.
 
     Args:
         changes: as `compare` returns them.
@@ -314,7 +320,7 @@ def check_changes(
         if is_edited(refused):
             hint += f", and altcore runs restore {run} brings its config.yaml back"
         problem = f"it is not the run that it was: {told}{more}"
-        raise BadInput(problem, key=f"--resume {run}", hint=hint)
+        raise ChangedRun(problem, key=f"--resume {run}", hint=hint)
 
 
 def about_platform(changes: Iterable[Change]) -> list[str]:

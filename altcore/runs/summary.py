@@ -18,16 +18,15 @@ from attrs import asdict, fields, frozen
 from altcore.builtin_types import to_json
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile, nearest, shown
-from altcore.formats import digest
 from altcore.hooks import build, setting
 from altcore.log import log
-from altcore.runs.json_files import read_json
+from altcore.runs.json_files import DIGEST, is_as_written, read_json, with_digest
 from altcore.runs.run_id import run_id_of
 
 FILE = "summary.json"
-DIGEST, RECORDS = "digest", "records"
-"""Keys of the file beside those of `Summary`: the SHA-256 of all others as canonical JSON, and
-length and SHA-256 of the other files of the record."""
+RECORDS = "records"
+"""A key of the file beside those of `Summary` and its digest: length and SHA-256 of the other files
+of the record."""
 UNFINISHED = "unfinished"
 """The status of a run that is not over, or was killed: it has no summary.json."""
 ENDED = ("finished", "collapsed", "stopped")
@@ -164,7 +163,7 @@ class Summary:
         ``records`` are length and SHA-256 of the other files, by name.
         """
         plain: dict[str, Any] = to_json({**self.to_plain(), RECORDS: dict(records)})
-        return {**plain, DIGEST: digest(plain)}
+        return with_digest(plain)
 
 
 EVALUATED = ("loss", "loss_float32", "loss_error", "items", "is_whole")
@@ -195,7 +194,7 @@ def read_summary(path: Path) -> Summary | None:
             return None
     try:
         plain = read_json(file)
-        if not _is_as_written(plain):
+        if not is_as_written(plain):
             _warn_of(_changed(file))
         plain = {k: v for k, v in plain.items() if k not in (DIGEST, RECORDS)}
         # A run that was moved is where it is.
@@ -212,21 +211,17 @@ def read_summary(path: Path) -> Summary | None:
 def records_in(path: Path) -> dict[str, dict[str, Any]]:
     """Return length and SHA-256 of the files of a run that ended, by name; empty of any other."""
     plain = read_json(path / FILE)
-    return plain.get(RECORDS, {}) if _is_as_written(plain) else {}
+    return plain.get(RECORDS, {}) if is_as_written(plain) else {}
 
 
 def changed_summary(path: Path) -> str | None:
     """Return that a run's summary does not match its own digest; None if it does, or is none."""
     plain = read_json(path / FILE)
-    return _changed(path / FILE) if plain and not _is_as_written(plain) else None
+    return _changed(path / FILE) if plain and not is_as_written(plain) else None
 
 
 def _changed(file: Path) -> str:
     return f"{file} was changed since the run ended: it does not match its digest"
-
-
-def _is_as_written(plain: Mapping[str, Any]) -> bool:
-    return plain.get(DIGEST) == digest({k: v for k, v in plain.items() if k != DIGEST})
 
 
 @cache

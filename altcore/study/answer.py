@@ -14,7 +14,7 @@ from altcore.durable import replace_text
 from altcore.errors import AltcoreError, BadInput
 from altcore.registry import entries
 from altcore.reporters import Reporter
-from altcore.runs import read_json
+from altcore.runs import DIGEST, is_as_written, read_json, with_digest
 from altcore.study.answer_schema import check_answer
 from altcore.study.record import read
 
@@ -27,14 +27,15 @@ SHOWN = ".md"
 def write(folder: Path, found: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
     """Write an answer into the study's folder, and render it; returns it as it was written.
 
-    It is there before anything is rendered: what fails then is told, and can be repeated.
+    The file has a digest, too. It is there before anything is rendered: what fails then is told,
+    and can be repeated.
     """
     name = found["about"]["page"]
-    strict = json.dumps(to_json(found), indent=1, allow_nan=False, default=str)
     path = folder / f"{name}.json"
-    written: dict[str, Any] = json.loads(strict)
+    written: dict[str, Any] = json.loads(json.dumps(to_json(found), allow_nan=False, default=str))
+    text = json.dumps(with_digest(written), indent=1)
     try:
-        replace_text(path, strict + "\n")
+        replace_text(path, text + "\n")
         path.with_suffix(SHOWN).unlink(missing_ok=True)  # it would be of another answer
     except OSError as error:
         raise BadInput(f"{error.filename or path} cannot be written: {error.strerror}") from error
@@ -67,13 +68,20 @@ def answers_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_answer(path: Path) -> dict[str, Any]:
-    """Return the answer in a .json file. Raises `BadInput`, with the key, for anything else."""
+    """Return the answer in a .json file, without its digest.
+
+    Raises `BadInput` for anything else, with the key that is wrong, and for an answer that was
+    changed.
+    """
     try:
         if path.is_symlink() or not path.is_file():
             raise BadInput("it is no regular file")
         found = read_json(path)
         check_answer(found)
+        if not is_as_written(found):
+            told = "does not match its digest" if DIGEST in found else "has no digest"
+            raise BadInput(f"it was changed since the study wrote it: it {told}")
     except BadInput as error:
         problem = f"{path} is not the answer of a study: {error}"
         raise BadInput(problem, hint="the study's command writes it again") from error
-    return found
+    return {key: value for key, value in found.items() if key != DIGEST}

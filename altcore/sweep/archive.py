@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -16,7 +17,19 @@ from altcore.runs import CHECKPOINTS
 from altcore.sweep.audit import audit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
+from altcore.sweep.outputs import (
+    FILES,
+    LACKING,
+    SWEEP,
+    files_in,
+    jobs_without_result,
+    lacking_told,
+    remove_earlier,
+    sha256_of,
+)
 from altcore.sweep.tables import TABLES, Table
+
+ENDING = ".tar.gz"
 
 
 @frozen(kw_only=True)
@@ -27,6 +40,12 @@ class Collected:
     """Each with the number of its runs."""
     left_out: Mapping[str, str]
     """The jobs that are damaged, with the file and what is wrong with it."""
+    lacking: str
+    """Which jobs have no result yet, in a sentence; empty if all have one."""
+    earlier: Sequence[Path]
+    """Archives that were written before, of variants of which no run is completed now."""
+    others: Sequence[Path]
+    """Files in the place of archives of variants that the sweep no longer has."""
 
 
 def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collected:
@@ -35,7 +54,9 @@ def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collecte
     The long lists of these jobs are beside them, under ``tables``.
 
     A run that is not what was accepted is left out. The same runs make the same archive, byte for
-    byte. It is there whole or not at all.
+    byte. It is there whole or not at all. ``SWEEP_archives.json`` names the archives with their
+    digests, and the jobs without a result. An archive that was written before is removed if the
+    sweep has no such variant any more; if it has, the archive may be the only copy of its runs.
 
     Args:
         ledger: of the sweep.
@@ -47,21 +68,36 @@ def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collecte
     found = audit(ledger)
     completed = {row.name for row in found.rows if row.state is State.COMPLETED}
     by_variant: dict[str, list[Job]] = {}
-    for job in ledger.jobs():
+    every = ledger.jobs()
+    for job in every:
         if job.name in completed:
             by_variant.setdefault(job.variant, []).append(job)
+    sweep, lacking = ledger.folder.name, jobs_without_result(found.rows)
+    listing = out / f"{sweep}_archives.json"
+    kept = {listing.name, *(f"{job.variant}{ENDING}" for job in every)}
+    others = remove_earlier(out, [listing], sweep, kept)
+    there = {name: known for name, known in files_in(listing, sweep).items() if name in kept}
     made = {}
     for variant, jobs in by_variant.items():
-        path = out / f"{variant}.tar.gz"
+        path = out / f"{variant}{ENDING}"
         temporary = durable.half_written(path)
         with durable.no_space_named(path):
             try:
                 _write(temporary, ledger, jobs, checkpoints=checkpoints)
+                there[path.name] = sha256_of(temporary)
+                told = {SWEEP: sweep, LACKING: lacking, FILES: there}
+                durable.replace_text(listing, json.dumps(told, indent=1) + "\n")
                 durable.rename(temporary, path)
             finally:
                 durable.remove(temporary)
         made[path] = len(jobs)
-    return Collected(archives=made, left_out=found.damaged)
+    return Collected(
+        archives=made,
+        left_out=found.damaged,
+        lacking=lacking_told(lacking, len(found.rows)),
+        earlier=[out / name for name in there if out / name not in made],
+        others=others,
+    )
 
 
 def _write(path: Path, ledger: Ledger, jobs: list[Job], *, checkpoints: bool) -> None:

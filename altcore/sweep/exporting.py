@@ -21,11 +21,21 @@ from altcore.errors import BadInput
 from altcore.runs import ENVIRONMENT, METRICS, altered, lines_of, read_environment
 from altcore.sweep.audit import audit
 from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.outputs import (
+    FILES,
+    LACKING,
+    SWEEP,
+    jobs_without_result,
+    lacking_told,
+    remove_earlier,
+)
 from altcore.sweep.statistics import is_counted, statistics_of
 from altcore.sweep.sweep_file import PLACE, STATISTICS, SweepFile, sweep_text
 from altcore.sweep.table import Table, cell, table_of
 
 DICTIONARY, SERIES = "README.md", "series"
+METADATA = "_metadata.json"
+"""Ends the name of the file that says what was exported."""
 ORIGIN = (
     *("altcore", "python", "platform", "device", "processor", "threads", "arithmetic"),
     *("git", "libraries", "code"),
@@ -47,10 +57,16 @@ class Exported:
     differing: Sequence[str]
     """In what the environments of the runs differ, by the keys of `ORIGIN`. Other code is a
     problem of the job."""
+    lacking: str
+    """Which jobs have no result yet, in a sentence; empty if all have one."""
+    others: Sequence[Path]
+    """Files in the place of some that an earlier export wrote, and this one did not."""
 
 
 def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = False) -> Exported:
     """Write the table of a sweep, its statistics, their dictionary and where they come from.
+
+    Files that an earlier export of the sweep wrote there, and this one does not, are removed.
 
     Args:
         sweep: the sweep's file.
@@ -83,20 +99,31 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         "other_code": found.other_code,
         "unrecorded": found.unrecorded,
     }
-    texts[f"{sweep.table}_metadata.json"] = _json(told)
-    texts[DICTIONARY] = _dictionary(sweep, table, head, left_out, with_changed=with_changed)
+    lacking = jobs_without_result(found.rows)
+    told[LACKING] = lacking
+    listing = f"{sweep.table}{METADATA}"
+    texts[listing] = _json(told)
+    incomplete = lacking_told(lacking, len(found.rows))
+    args = sweep, table, head, left_out, incomplete
+    texts[DICTIONARY] = _dictionary(*args, with_changed=with_changed)
     for folder in (out, out / SERIES) if sweep.series else (out,):
         if not folder.is_dir():
             durable.make_folder(folder)
-    for name in (f"{SERIES}/{row.name}.csv" for row in found.rows):
-        if name not in texts:  # of an earlier export, in which the run counted
-            durable.remove(out / name)
-    written = [durable.replace_text(out / name, text) for name, text in texts.items()]
-    files = [path for path in written if path.parent == out]
-    problems = {**found.damaged, **found.other_code, **found.other_data, **unknown}
+    lists = sorted(out.glob(f"*{METADATA}"))
+    others = remove_earlier(out, lists, ledger.folder.name, texts)
+    # First the list, so that it names every file that is there.
+    for name in sorted(texts, key=lambda name: name != listing):
+        durable.replace_text(out / name, texts[name])
+    files = [path for path in map(out.joinpath, texts) if path.parent == out]
     files += [out / SERIES] * bool(sweep.series)
-    differing = [key for key in ORIGIN if key != "code" and _varies(key, origins)]
-    return Exported(files=files, missing=missing, problems=problems, differing=differing)
+    return Exported(
+        files=files,
+        missing=missing,
+        problems={**found.damaged, **found.other_code, **found.other_data, **unknown},
+        differing=[key for key in ORIGIN if key != "code" and _varies(key, origins)],
+        lacking=incomplete,
+        others=others,
+    )
 
 
 def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table, dict[str, str]]:
@@ -153,7 +180,7 @@ def _metadata(
 ) -> dict[str, Any]:
     """Return what the table is of, and where its runs were made."""
     return {
-        "sweep": sweep.name,
+        SWEEP: ledger.folder.name,
         "folder": str(ledger.folder),
         "export_date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "altcore": version("altcore"),
@@ -161,7 +188,7 @@ def _metadata(
         "changed_in_statistics": with_changed,
         "columns": table.columns,
         "column_types": table.types(),
-        "sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
+        FILES: {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
         "sweep_file": sweep_text(sweep),
         "provenance": origins,
     }
@@ -198,6 +225,7 @@ def _dictionary(
     table: Table,
     head: Sequence[str],
     left_out: Mapping[str, str],
+    incomplete: str,
     *,
     with_changed: bool,
 ) -> str:
@@ -209,6 +237,7 @@ def _dictionary(
     lines = [
         f"# The runs of {sweep.name}",
         "",
+        *([f"**{incomplete}.**", ""] if incomplete else []),
         f"`{sweep.table}.csv` has a row for each of {_counted(len(table.rows), left_out)}. "
         "What does not apply is empty, and lists and mappings are JSON. A text may look like a "
         'number, as a variant called 007: `pandas.read_csv(FILE, dtype={"variant": str})` reads '
@@ -227,8 +256,8 @@ def _dictionary(
         f"may have none. Its columns: {', '.join(f'`{c}`' for c in head)}.",
         "",
         *(_dictionary_of_series(sweep) if sweep.series else []),
-        f"`{sweep.table}_metadata.json` says which sweep file asked for them, where they were "
-        "made, and the digests of all tables.",
+        f"`{sweep.table}{METADATA}` says which sweep file asked for them, which jobs have no "
+        "result, where the runs were made, and the digests of all tables.",
     ]
     return "\n".join([*lines, ""])
 

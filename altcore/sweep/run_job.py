@@ -23,9 +23,9 @@ from altcore.errors import (
 )
 from altcore.hooks import describe_settings
 from altcore.registry import find
-from altcore.runs import ENDED, has_summary, summary_of
+from altcore.runs import ENDED, ChangedRun, has_summary, summary_of
 from altcore.signals import is_from_signal
-from altcore.sweep.attempt import Held
+from altcore.sweep.attempt import Attempt, Held
 from altcore.sweep.carry_on import copy_run, newest_step
 from altcore.sweep.exits import SIGNAL, Exit
 from altcore.sweep.job import RETRIED, Job
@@ -134,11 +134,26 @@ def _train(
     except BaseException as error:
         if (denied := _denied(error, held.attempt.folder)) is not None:
             return _Outcome("interrupted", error=text_of(denied), leaves=denied)
+        if isinstance(error, ChangedRun):
+            error.hint = _as_it_was(job, held.attempt)
         if isinstance(error, AltcoreError):
             return _Outcome("failed", error=f"{type(error).__name__}: {text_of(error)}")
         if is_from_signal(error):
             return _Outcome("interrupted", error=text_of(error), leaves=error)
         return _Outcome("failed", error=described(error))
+
+
+def _as_it_was(job: Job, attempt: Attempt) -> str:
+    """Return what to do about a run that is not what it was: no sweep allows the change."""
+    own = attempt.folder.parents[1]
+    sweep, command = own.parents[1].name, "altcore sweep run"
+    go_on = f"altcore sweep retry {sweep} {job.name} lets it go on"
+    if job.identity:
+        go_on, command = "the study's command goes on", "that command"
+    return (
+        f"bring back what it was made with, and {go_on}; or remove {own}, and {command} "
+        "begins it anew"
+    )
 
 
 def check_own(job: Job, own: Mapping[str, Any]) -> None:

@@ -237,3 +237,19 @@ def test_a_changed_format_is_noticed_in_a_checkpoint(start, shelf):
         start.resume("run", max_steps=5)
     assert path.read_text() == text
     assert len(losses(first)) == 3
+
+
+def test_a_length_that_was_edited_is_named_with_its_file(start):
+    """A run that has more steps than its config.yaml asks for; not if the caller asks for few."""
+    path = start(max_steps=4, name="run").run_directory
+    file = path / "config.yaml"
+    with pytest.raises(BadInput) as error:
+        start.resume("run", max_steps=2)
+    assert "config.yaml" not in str(error.value)
+    file.write_text(file.read_text().replace("max_steps: 4", "max_steps: 2"))
+    with pytest.raises(BadInput) as error:
+        start.resume("run")
+    assert str(error.value).endswith(
+        f": {file} has max_steps 2, and the run was to make 4: altcore runs restore run brings it "
+        "back"
+    )

@@ -445,3 +445,24 @@ def test_a_checkpoint_that_its_writer_removes_meanwhile_is_not_called_damaged(
         found = checkpoint.load_newest(tmp_path)
     assert (found.step, found.state["number"], logs) == (instead, 1, [])
     assert [p.name for p in tmp_path.iterdir()] == [f"step-0000000{instead}"]
+
+
+@pytest.mark.parametrize("where", ["os.unlink", "os.rmdir", "durable.rename"])
+@pytest.mark.parametrize("dropped", [True, False])
+def test_an_interrupt_leaves_no_half_of_a_checkpoint(where, dropped, tmp_path, monkeypatch):
+    """Ctrl-C while one is removed, for room or for its successor: no later save would do that."""
+    path = save(tmp_path, 3, **STATE)
+    module = {"os": os, "durable": durable}[where.split(".")[0]]
+    name = where.split(".")[1]
+    usual, left = getattr(module, name), iter([KeyboardInterrupt])
+
+    def interrupted(*given, **options):
+        usual(*given, **options)
+        if error := next(left, None):
+            raise error
+
+    monkeypatch.setattr(module, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.drop(path) if dropped else save(tmp_path, 3, **STATE)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == (set() if dropped else {path.name})

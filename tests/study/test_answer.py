@@ -6,6 +6,7 @@ import pytest
 from helpers_studies import compare_answer, explain_answer
 
 from altcore import BadInput
+from altcore.runs import with_digest
 from altcore.study import answers_in, load_answer
 from altcore.study.answer import write
 
@@ -13,9 +14,9 @@ ANSWERS = {"explain": explain_answer, "compare": compare_answer}
 
 
 def written(folder, answer):
-    """Write an answer as it is, or a text; return the path."""
+    """Write an answer with its digest, or a text as it is; return the path."""
     path = folder / "compare.json"
-    path.write_text(answer if isinstance(answer, str) else json.dumps(answer))
+    path.write_text(answer if isinstance(answer, str) else json.dumps(with_digest(answer)))
     return path
 
 
@@ -89,6 +90,27 @@ def test_what_is_wrong_with_an_answer_is_named(tmp_path, kind, keys, value, prob
 def test_what_is_no_answer_at_all_is_refused(tmp_path, text, problem):
     with pytest.raises(BadInput, match=rf"compare\.json is not the answer of a study: .*{problem}"):
         load_answer(written(tmp_path, text))
+
+
+def test_a_changed_answer_is_refused(tmp_path):
+    """Any value, also one that the schema allows; and one without a digest."""
+    for made in ANSWERS.values():
+        path = written(tmp_path, made())
+        text = path.read_text()
+        for changed in (
+            text.replace('"within": 0.05', '"within": 0.06'),
+            text.replace('"seeds": [42, 43]', '"seeds": [43, 42]'),
+            text.replace('"page"', '"extra": 1, "page"'),
+        ):
+            assert changed != text
+            with pytest.raises(BadInput) as error:
+                load_answer(written(tmp_path, changed))
+            assert f"{path} is not the answer of a study: it was changed" in str(error.value)
+            assert "it does not match its digest" in str(error.value)
+            assert error.value.hint == "the study's command writes it again"
+        with pytest.raises(BadInput, match=r"compare\.json is not .*: it has no digest"):
+            load_answer(written(tmp_path, json.dumps(made())))
+        assert load_answer(written(tmp_path, text)) == made()
 
 
 QUESTION = {"command": "compare", "asked": {}, "arms": {}, "seeds": [1], "within": 0.1, "steps": 5}

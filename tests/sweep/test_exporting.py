@@ -5,10 +5,13 @@ import json
 import tarfile
 
 import pytest
+from attrs import evolve
 from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
 
+from altcore import durable
 from altcore.errors import BadInput
+from altcore.runs import contents
 from altcore.sweep import SweepFile, collect, export, open_sweep
 
 KEYS = {
@@ -227,6 +230,120 @@ def test_the_commands(ledger, capsys):
     empty = ledger_of(ledger.folder.parent / "other")
     done = call(capsys, "sweep", "collect", "toy", "--sweeps-dir", empty.folder.parent)
     assert "toy has no completed run" in done.err
+
+
+def names_in(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def retire(ledger, *names):
+    """Take jobs out of a sweep, as `--accept-changes` does; their runs go elsewhere, too."""
+    for name in names:
+        for path in (ledger.folder / "jobs" / name, ledger.run_of(name)):
+            path.rename(ledger.folder / f"retired-{path.parent.name}-{name}")
+
+
+def test_an_export_removes_what_an_earlier_one_left(tmp_path, capsys):
+    """Its own files alone: others stay, those of another sweep, and those that were changed."""
+    ledger = ledger_of(tmp_path, variants={"a": {}, "b": {}}, seeds=2, series={"loss": "loss"})
+    for job in ledger.jobs():
+        complete(ledger, job, lines=[{"step": 1, "loss": 1.0}])
+    out = tmp_path / "out"
+    asked, _ = open_sweep("toy", str(tmp_path))
+    assert not export(asked, ledger, out).others
+    of_another = {"sweep": "other", "sha256": {"theirs.csv": contents(out / "runs.csv")}}
+    (out / "their_metadata.json").write_text(json.dumps(of_another))
+    (out / "torn_metadata.json").write_text("{")
+    for name in ("theirs.csv", "series/mine.csv"):
+        (out / name).write_text((out / "runs.csv").read_text())
+    (out / "series/b-seed43.csv").write_text("mine by now")
+    retire(ledger, "a-seed43", "b-seed42", "b-seed43")
+    made = export(evolve(asked, table="res"), ledger, out)
+    assert made.others == [out / "series/b-seed43.csv"]
+    assert names_in(out) == [
+        *("README.md", "res.csv", "res_metadata.json", "series/a-seed42.csv"),
+        *("series/b-seed43.csv", "series/mine.csv", "statistics.csv", "their_metadata.json"),
+        *("theirs.csv", "torn_metadata.json"),
+    ]
+    forged = {"sweep": "toy", "sha256": {"../precious": contents(out / "res.csv")}}
+    (tmp_path / "precious").write_text((out / "res.csv").read_text())
+    (out / "x_metadata.json").write_text(json.dumps(forged))
+    done = call(capsys, "sweep", "export", "toy", "--sweeps-dir", tmp_path, "--out", out)
+    assert "precious stays: it is not what the sweep wrote there" in done.err
+    assert (tmp_path / "precious").is_file()
+
+
+def test_an_export_that_is_cut_off_leaves_nothing_unnamed(tmp_path, monkeypatch):
+    """The list is written before the files that it names."""
+    ledger = ledger_of(tmp_path, variants={"a": {}, "b": {}}, series={"loss": "loss"})
+    for job in ledger.jobs():
+        complete(ledger, job, lines=[{"step": 1, "loss": 1.0}])
+    out = tmp_path / "out"
+    asked, _ = open_sweep("toy", str(tmp_path))
+    replace_text = durable.replace_text
+
+    def cut_off(path, text):
+        replace_text(path, text)
+        if path.name == "b-seed42.csv":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(durable, "replace_text", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        export(asked, ledger, out)
+    monkeypatch.undo()
+    assert (out / "series/b-seed42.csv").is_file()
+    retire(ledger, "b-seed42")
+    export(asked, ledger, out)
+    assert "series/b-seed42.csv" not in names_in(out)
+
+
+def test_a_collection_removes_archives_of_variants_that_are_gone(tmp_path, capsys):
+    """One of a variant that the sweep still has may be the only copy of its runs."""
+    ledger = ledger_of(tmp_path, variants={"a": {}, "b": {}, "c": {}, "d": {}})
+    for job in ledger.jobs():
+        complete(ledger, job)
+    out = tmp_path / "out"
+    where = ("toy", "--sweeps-dir", tmp_path, "--out", out)
+    call(capsys, "sweep", "collect", *where)
+    told = json.loads((out / "toy_archives.json").read_text())
+    assert told["sha256"] == {f"{v}.tar.gz": contents(out / f"{v}.tar.gz") for v in "abcd"}
+    assert (told["sweep"], told["without_result"]) == ("toy", {})
+    (out / "e.tar.gz").write_text("mine")
+    (out / "d.tar.gz").write_text("mine by now")
+    retire(ledger, "b-seed42", "d-seed42")
+    ledger.run_of("c-seed42").rename(tmp_path / "elsewhere")
+    done = call(capsys, "sweep", "collect", *where)
+    assert names_in(out) == [
+        *("a.tar.gz", "c.tar.gz", "d.tar.gz", "e.tar.gz", "toy_archives.json"),
+    ]
+    assert "c.tar.gz was written before: no run of its variant is completed now" in done.err
+    assert "d.tar.gz stays: it is not what the sweep wrote there" in done.err
+    told = json.loads((out / "toy_archives.json").read_text())
+    assert set(told["sha256"]) == {"a.tar.gz", "c.tar.gz"}
+    assert told["without_result"] == {"c-seed42": "waiting"}
+
+
+def test_jobs_without_a_result_are_named(ledger, tmp_path, capsys):
+    """On stderr, in the data dictionary and in the metadata. The exit code stays 0."""
+    where = ("toy", "--sweeps-dir", tmp_path, "--out", tmp_path / "out")
+    told = "4 of 6 jobs are completed; missing: pure-seed43 (failed), pure-seed44 (waiting)"
+    for command in ("export", "collect"):
+        done = call(capsys, "sweep", command, *where)
+        assert (done.code, told in done.err) == (0, True)
+    assert f"**{told}.**" in (tmp_path / "out/README.md").read_text()
+    lacking = {"pure-seed43": "failed", "pure-seed44": "waiting"}
+    for name in ("runs_metadata", "toy_archives"):
+        found = json.loads((tmp_path / f"out/{name}.json").read_text())
+        assert found["without_result"] == lacking
+    many = ledger_of(tmp_path / "many", seeds=12)
+    asked, _ = open_sweep("toy", str(many.folder.parent))
+    lacking = export(asked, many, tmp_path / "many/out").lacking
+    assert lacking.startswith("0 of 12 jobs are completed; missing: base-seed42 (waiting), ")
+    assert lacking.endswith("base-seed51 (waiting), and 2 more")
+    for job in many.jobs():
+        complete(many, job)
+    assert export(asked, many, tmp_path / "many/out").lacking == ""
+    assert "completed; missing" not in (tmp_path / "many/out/README.md").read_text()
 
 
 @pytest.mark.parametrize("command", ["export", "collect"])

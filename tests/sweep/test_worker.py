@@ -1,6 +1,7 @@
 """Workers run what is left, each job once, whatever happens to them."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,8 +13,8 @@ from attrs import define, evolve
 from helpers_crashes import forked
 
 from altcore.plugin import hookimpl, setting
-from altcore.runs import summary_of
-from altcore.sweep import Exit, Ledger, State, SweepFile, Watch, Worker, jobs_of
+from altcore.runs import EVENTS, lines_of, summary_of
+from altcore.sweep import Exit, Ledger, State, SweepFile, Watch, Worker, jobs_of, try_again
 from altcore.sweep.run_job import run_job
 from altcore.sweep.worker import HANGS
 
@@ -108,6 +109,36 @@ def test_a_finished_run_that_was_not_published(ledger):
     assert ended["status"] == "finished"
     work(ledger)
     assert summary_of(ledger.run_of(name))["seconds"] == ended["seconds"]
+
+
+@pytest.mark.parametrize("way", ["as it was", "anew"])
+def test_a_run_that_is_not_what_it_was_says_what_a_sweep_can_do(corpus, tmp_path, way):
+    """Not what `altcore train` can: bring it back and retry, or let it begin anew."""
+    data = tmp_path / "data.txt"
+    shutil.copy(corpus, data)
+    ledger = Ledger(tmp_path / "own")
+    ledger.add(jobs_of(SweepFile(base={**BASE, "data": str(data)})))
+    (job,) = ledger.jobs()
+    assert forked(lambda: work(ledger), "rename step-00000002:1") == -signal.SIGKILL
+    data.write_text(data.read_text().replace("grid", "GRID"))
+    work(ledger)
+    standing = ledger.standing(job.name)
+    own = ledger.folder / "jobs" / job.name
+    assert standing.state is State.FAILED
+    assert standing.last.exit.error.endswith(
+        f": bring back what it was made with, and altcore sweep retry own {job.name} lets it go "
+        f"on; or remove {own}, and altcore sweep run begins it anew"
+    )
+    if way == "anew":
+        shutil.rmtree(own)
+        ledger.add([job])
+    else:
+        shutil.copy(corpus, data)
+        try_again(ledger, job.name, {})
+    assert work(ledger) == 1
+    assert states(ledger) == [State.COMPLETED]
+    resumed = [e for e in lines_of(ledger.run_of(job.name), EVENTS) if e["event"] == "resume"]
+    assert bool(resumed) == (way == "as it was")
 
 
 def test_a_worker_that_wakes_up_too_late_is_refused(ledger):

@@ -11,6 +11,7 @@ from helpers_cli import call
 from helpers_studies import HOSTILE, compare_answer, explain_answer
 
 from altcore import BadInput
+from altcore.runs import with_digest
 from altcore.study import answer as answers
 from altcore_reporters.study_pages.comparison import comparison
 from altcore_reporters.study_pages.csv_table import as_csv
@@ -274,7 +275,7 @@ def study(folder, found):
     """Write a study's folder with an answer."""
     folder.mkdir(parents=True)
     (folder / "study.json").write_text(json.dumps({"questions": [QUESTION]}))
-    (folder / f"{found['about']['page']}.json").write_text(json.dumps(found))
+    (folder / f"{found['about']['page']}.json").write_text(json.dumps(with_digest(found)))
     return folder
 
 
@@ -304,6 +305,10 @@ def test_an_answer_is_rendered_again(capsys, tmp_path):
     assert outcome.code == 2
     assert "compare.json is not the answer of a study: about.page: '../../EVIL'" in outcome.err
     assert not list(tmp_path.glob("**/EVIL*"))
+    changed = with_digest(compare_answer()) | {"twins": {}}
+    (folder / "compare.json").write_text(json.dumps(changed))
+    outcome = call(capsys, "report", "comparison", "--from", folder, "--out", out)
+    assert outcome.code == 2
 
 
 def test_an_answer_that_cannot_be_rendered_is_there(shelf, monkeypatch, tmp_path):
@@ -324,7 +329,7 @@ def test_an_answer_that_cannot_be_rendered_is_there(shelf, monkeypatch, tmp_path
         monkeypatch.setattr(answers, "defaults", lambda name=name: {"answers": {"compare": name}})
         found = answers.write(tmp_path, {**compare_answer(), "loss": float("inf")}, told.append)
         assert found["loss"] == "inf"
-        assert json.loads((tmp_path / "compare.json").read_text()) == found
+        assert json.loads((tmp_path / "compare.json").read_text()) == with_digest(found)
         assert says in told[-1]
         assert f"altcore report {name} --from {tmp_path}" in told[-1]
         assert not (tmp_path / "compare.md").exists()
