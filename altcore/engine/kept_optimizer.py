@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,4 +103,6 @@ def _of_torch(state: Mapping[str, Any]) -> Mapping[str, Any]:
 def _has_nan(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_nan, value))
-    return isinstance(value, float | Tensor) and bool(torch.as_tensor(value).isnan().any())
+    if isinstance(value, float):
+        return math.isnan(value)
+    return any(has_nan(x) for _, x in named_tensors(value))

@@ -24,6 +24,7 @@ from altcore.engine.hidden_state import HOOKS, tensors_in
 from altcore.engine.kept_module import KeptModule
 from altcore.engine.kept_optimizer import KeptOptimizer
 from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_names
+from altcore.engine.model_state import without_memory
 from altcore.engine.own_ranks import put_random_state
 from altcore.engine.randomness import random_state
 from altcore.engine.state_checks import check_ties, fitting, readable
@@ -31,7 +32,7 @@ from altcore.engine.stateful import KeptObject, Stateful, check_fits
 from altcore.errors import BadInput, InvalidCheckpoint, described, shown
 from altcore.log import log
 from altcore.quantization import Quantization, bare_model, check_moments, is_quantized, this_rank
-from altcore.runs import REGULAR, about_platform, compare
+from altcore.runs import REGULAR, about_platform, check_readable, compare
 
 ALSO = "also."
 Part = KeptModule | KeptOptimizer | KeptObject
@@ -90,6 +91,9 @@ class OwnLoop:
             for label, x in parts.items()
             if isinstance(x, nn.Module | Quantization)
         }
+        for label, module in modules.items():
+            if problem := without_memory(module):
+                raise BadInput(problem, key=label.removeprefix("the "))
         labels = parameter_names(modules)
         return cls(
             own,
@@ -159,7 +163,7 @@ class OwnLoop:
         states = self._states(built or self.built())
         self._check_stated(states)
         also = {label: x for label, x in states.items() if label.startswith(ALSO)}
-        return {
+        state = {
             "step": step,
             **states[MODEL],
             **states[OPTIMIZER],
@@ -171,6 +175,8 @@ class OwnLoop:
             "also": {label.removeprefix(ALSO): x for label, x in also.items()},
             "also_classes": self._classes(),
         }
+        check_readable(state, "")  # before its numbers are asked: of others there may be none
+        return state
 
     def _states(self, built: AsBuilt) -> dict[str, Any]:
         """Return the state of each part, by its label."""
