@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import asdict, define, field
 
-from altcore.engine.as_built import AsBuilt
+from altcore.engine.as_built import AsBuilt, UnsavedBuffers
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
@@ -39,9 +39,11 @@ class RunState:
     ranks: Ranks
     built: AsBuilt = field(init=False)
     """The model and the optimizer as a resume builds them."""
+    buffers: UnsavedBuffers = field(init=False)
     modes: Modes = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.buffers = UnsavedBuffers.of(self.run.model)
         self.modes = Modes(self.run.model, self.run.quantization)
         self.built = AsBuilt({MODEL: self.run.model}, {OPTIMIZER: self.run.optimizer})
 
@@ -63,7 +65,7 @@ class RunState:
         return {
             "step": run.step,
             "model": weights,
-            "buffers": built.changed(weights),
+            "buffers": self.buffers.changed(weights),
             "buffer_forms": built.forms(weights),
             "requires_grad": built.flags(),
             "in_evaluation": self.modes.frozen,
