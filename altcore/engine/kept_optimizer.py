@@ -16,7 +16,8 @@ from altcore.engine.hidden_state import optimizer_parts
 from altcore.engine.labels import Kept, within
 from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of, outside
 from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
-from altcore.engine.state_checks import fitting, named_tensors
+from altcore.engine.state_checks import fitting
+from altcore.engine.state_tensors import named_tensors
 from altcore.errors import BadInput
 
 OF_TORCH = ("state", "param_groups")

@@ -18,11 +18,11 @@ from altcore.engine.model_state import put_model, set_flags
 from altcore.engine.modes import Modes
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.optimizer_loading import load_optimizer
-from altcore.engine.plugin_states import left_on_cpu, placed_states
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
 from altcore.engine.snapshots import Snapshot
 from altcore.engine.state import Run
+from altcore.engine.state_tensors import left_on_cpu, placed_states
 from altcore.engine.step_record import StepRecord
 
 
