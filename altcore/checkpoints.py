@@ -144,7 +144,8 @@ def load_checkpoint(
 ) -> int:
     """Restore a checkpoint; returns the step after which it was written.
 
-    All is checked before anything is changed: digests, names, shapes, types, moments and grids.
+    All is checked before anything is changed: digests, names, shapes, types, moments and grids. If
+    a part does not take its state all the same, each is put back as it was.
     Without an ``optimizer``, for evaluation, the random states stay as they are.
 
     Args:

@@ -58,9 +58,13 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
     by_weight = {id(q.weights.parameters[name]): weight for name, weight in coded.items()}
     every = dict(q.model.named_parameters(remove_duplicate=False))
     coded = {name: by_weight[id(p)] for name, p in every.items() if id(p) in by_weight}
+    own = {} if kind == MASTERS else q.stored
+    stored = {id(w.slot.parameter): w.as_seen(w.slot.parameter)[1] for w in own.values()}
+    held = loaded.model.state_dict()
+    held |= {name: stored[id(p)] for name, p in every.items() if name in held and id(p) in stored}
     tensors: dict[str, Tensor] = {}
     about: dict[str, Any] = {}
-    for name, tensor in loaded.model.state_dict().items():
+    for name, tensor in held.items():
         weight = coded.get(name)
         if weight is None:
             tensors[name] = tensor

@@ -344,6 +344,32 @@ def test_exported_weights_are_those_that_products_see(name, start, tmp_path):
         assert seen.keys() - others["values"].keys()
 
 
+@pytest.mark.filterwarnings("ignore:.*stored weight")
+@pytest.mark.parametrize("fmt", ["E4M3", "BF16"])
+def test_an_edited_weight_is_exported_as_the_next_forward_sees_it(fmt, start, tmp_path):
+    """On its grid, with a scale that holds it; the export changes nothing itself."""
+    keys = {"format": fmt, "recipe": "pure", "name": f"edited-{fmt}"}
+    loaded = start(**keys) and altcore.load(keys["name"], "latest", runs_dir=start.runs)
+    weights = {
+        full: slot.parameter for full, (slot, _) in loaded.quantization.weights.sources.items()
+    }
+    with torch.no_grad():
+        for p in weights.values():
+            p.add_(1.001)
+    edited = {full: p.detach().clone() for full, p in weights.items()}
+    exported = {}
+    for kind in ("masters", "values", "codes"):
+        altcore.export(loaded, tmp_path / kind, kind)
+        exported[kind] = altcore.read_export(tmp_path / kind)
+    assert all(torch.equal(weights[full], x) for full, x in edited.items())
+    assert all(torch.equal(exported["masters"][full], x) for full, x in edited.items())
+    loaded.workload.loss(loaded.model, loaded.workload.batch("val", 0, 0))
+    for full, p in weights.items():
+        assert not torch.equal(edited[full], p)
+        assert torch.equal(exported["values"][full], p), full
+        assert torch.equal(exported["codes"][full].to(p.dtype), p), full
+
+
 def test_an_exported_file_says_what_it_holds(start, tmp_path):
     """Run, checkpoint, formats with their digests."""
     loaded = altcore.load("pure", "latest", runs_dir=start.runs)

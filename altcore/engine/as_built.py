@@ -31,10 +31,7 @@ class ModuleAsBuilt:
     parameters: dict[str, Form] = field(init=False)
     is_trained: dict[str, bool] = field(init=False)
     """Of each parameter, its ``requires_grad``."""
-    buffers: dict[str, tuple[Tensor | None, int, Form | None]] = field(init=False)
-    """The tensor of each, its version, which each change in place counts up, and its form."""
-    unsaved: dict[str, Tensor] = field(init=False)
-    """Copies of those that the module's state lacks."""
+    buffers: dict[str, Form | None] = field(init=False)
     modules: frozenset[str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -42,31 +39,11 @@ class ModuleAsBuilt:
         found = {
             "parameters": _forms(module),
             "is_trained": flags_of(module),
-            "buffers": {n: (x, _version(x), form_of(x)) for n, x in buffers_in(module)},
-            "unsaved": {
-                n: x.detach().clone()
-                for n, x in unsaved_buffers(module, module.state_dict()).items()
-                if x is not None
-            },
+            "buffers": {name: form_of(x) for name, x in buffers_in(module)},
             "modules": frozenset(n for n, _ in module.named_modules(remove_duplicate=False)),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
-
-    def changed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-        """Return the buffers that a module's state lacks, and another build has not as they are."""
-        return {
-            name: x
-            for name, x in unsaved_buffers(self.module, weights).items()
-            if name not in self.buffers
-            or self.buffers[name][0] is not x
-            or self.buffers[name][1] != _version(x)
-            or (x is not None and not self._is_as_built(name, x))
-        }
-
-    def _is_as_built(self, name: str, x: Tensor) -> bool:
-        kept = self.unsaved.get(name)  # a write to its `data` moves no version
-        return kept is not None and same_bits(kept, x)
 
     def forms(self, weights: Mapping[str, Tensor]) -> dict[str, Form | None]:
         """Return the form of each buffer in a module's state when it was built, None of a new one.
@@ -74,7 +51,7 @@ class ModuleAsBuilt:
         Of a module that is built again, such a buffer may take another form.
         """
         in_state = [name for name, _ in buffers_in(self.module) if name in weights]
-        return {name: self.buffers[name][2] if name in self.buffers else None for name in in_state}
+        return {name: self.buffers.get(name) for name in in_state}
 
     def flags(self) -> dict[str, bool]:
         """Return the ``requires_grad`` of parameters for which it is another now."""
@@ -95,6 +72,34 @@ class ModuleAsBuilt:
         if late := sorted(places - self.modules):
             return f"modules with buffers were added to {label} since it was built ({some(late)})"
         return None
+
+
+@frozen(eq=False)
+class UnsavedBuffers:
+    """The buffers that a module's state lacked when it was built."""
+
+    module: nn.Module
+    built: Mapping[str, tuple[Tensor | None, int, Tensor | None]]
+    """The tensor of each, its version, which a change in place counts up, and a copy."""
+
+    @classmethod
+    def of(cls, module: nn.Module) -> UnsavedBuffers:
+        """Copy them as they are now."""
+        found = unsaved_buffers(module, module.state_dict())
+        copies = {name: None if x is None else x.detach().clone() for name, x in found.items()}
+        return cls(module, {name: (x, _version(x), copies[name]) for name, x in found.items()})
+
+    def changed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """Return the buffers that a module's state lacks, and another build has not as they are."""
+        now = unsaved_buffers(self.module, weights)
+        return {name: x for name, x in now.items() if not self._is_as_built(name, x)}
+
+    def _is_as_built(self, name: str, x: Tensor | None) -> bool:
+        own, version, kept = self.built.get(name, (None, 0, None))
+        if name not in self.built or own is not x or version != _version(x):
+            return False
+        # A write to its `data` moves no version.
+        return x is None or kept is None or same_bits(kept, x)
 
 
 @frozen(eq=False)

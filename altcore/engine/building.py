@@ -18,7 +18,7 @@ from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import Epoch, count_epochs, epoch_of, in_steps
 from altcore.engine.flag_watch import watched
 from altcore.engine.model_alone import ModelAlone
-from altcore.engine.model_state import misstated, without_numbers
+from altcore.engine.model_state import misstated, without_memory, without_numbers
 from altcore.engine.named_errors import naming
 from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin, load_plugins
@@ -261,7 +261,7 @@ def _check_model(model: nn.Module, who: str | None) -> None:
             f"{name} is on the device meta, and has no numbers: call model.to_empty(device=...) "
             "and initialize it, or build it on a device"
         )
-    elif not (problem := misstated(model, model.state_dict()) or ""):
+    elif not (problem := without_memory(model) or misstated(model, model.state_dict()) or ""):
         return
     raise BadInput(problem, key="model") if who is None else PluginError(f"{who}: {problem}")
 

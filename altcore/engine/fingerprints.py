@@ -83,9 +83,11 @@ def is_altcores(made: Any) -> bool:
 
 
 def memory(x: Tensor) -> int:
-    """Return where the memory of a tensor begins; 0 if it has none of its own."""
-    is_dense = x.layout == torch.strided and not nn.parameter.is_lazy(x)
-    return x.untyped_storage().data_ptr() if is_dense else 0
+    """Return where the memory of a tensor begins; 0 if it has none, or several."""
+    try:
+        return x.untyped_storage().data_ptr()
+    except (RuntimeError, ValueError):  # sparse, lazy, or a wrapper of others
+        return 0
 
 
 TENSORS = (Tensor, nn.Parameter)

@@ -26,7 +26,9 @@ def has_nan(x: Tensor) -> bool:
 
 def _elements(x: Tensor) -> Tensor:
     """Return what is stored, in a type that torch can compare: not one of 8 bits."""
-    if x.layout == torch.sparse_coo:
+    if x.is_nested:
+        x = torch.cat([part.reshape(-1) for part in x.unbind()])
+    elif x.layout == torch.sparse_coo:
         x = x.coalesce().values()
     elif x.layout != torch.strided:
         x = x.to_dense()

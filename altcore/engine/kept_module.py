@@ -28,9 +28,9 @@ from altcore.engine.state_checks import (
     check_tensors,
     check_weights,
     fitting,
-    named_tensors,
     numbers_of,
 )
+from altcore.engine.state_tensors import named_tensors
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.log import log
 from altcore.quantization import Quantization, check_quantization_state

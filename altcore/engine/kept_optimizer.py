@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from altcore.engine.hidden_state import optimizer_parts
 from altcore.engine.labels import Kept, within
 from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of, outside
 from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
-from altcore.engine.state_checks import fitting, named_tensors
+from altcore.engine.state_checks import fitting
+from altcore.engine.state_tensors import named_tensors
 from altcore.errors import BadInput
 
 OF_TORCH = ("state", "param_groups")
@@ -102,4 +104,6 @@ def _of_torch(state: Mapping[str, Any]) -> Mapping[str, Any]:
 def _has_nan(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_has_nan, value))
-    return isinstance(value, float | Tensor) and bool(torch.as_tensor(value).isnan().any())
+    if isinstance(value, float):
+        return math.isnan(value)
+    return any(has_nan(x) for _, x in named_tensors(value))

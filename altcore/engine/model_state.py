@@ -82,6 +82,20 @@ def without_numbers(model: nn.Module) -> str | None:
     return next((name for name, x in named if x.is_meta), None)
 
 
+def without_memory(model: nn.Module) -> str | None:
+    """Return what is wrong with a tensor of a model that is no single memory, None if all are."""
+    for name, x in (*model.named_parameters(), *model.named_buffers()):
+        # Such classes wrap other tensors, or none, as a DTensor or a torchao weight does.
+        is_wrapper = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+        if is_wrapper or x.is_nested or x.is_mkldnn:
+            other = "nested tensor" if x.is_nested else "mkldnn tensor"
+            kind = type(x).__name__ if is_wrapper else other
+            is_shard = kind == "DTensor"
+            use = "save by torch.distributed.checkpoint" if is_shard else "use an ordinary tensor"
+            return f"{name} is a {kind}, which no checkpoint of altcore holds: {use}"
+    return None
+
+
 # What a checkpoint has goes into a model that was built -------------------------------------------
 
 

@@ -8,6 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altcore.engine.state_tensors import (
+    beside,
+    left_on_cpu,
+    paired,
+    placed_states,
+    to_device_of,
+)
 from altcore.engine.trespass import same_bits
 from altcore.errors import BadInput
 
@@ -23,19 +30,35 @@ def load_optimizer(
     Raises:
         BadInput: if the optimizer states something else afterwards, or did not take it.
     """
-    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
-    groups = [{k: _beside(own.get(k), x) for k, x in given.items()} for own, given in pairs]
-    optimizer.load_state_dict({**state, "param_groups": groups})
+    optimizer.load_state_dict(placed(state, optimizer))
     if type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict:
         for _, entry, told in _entries(state, optimizer):
             for name in entry.keys() & told.keys():
-                entry[name] = _in_own_type(entry[name], told[name])
+                entry[name] = beside(entry[name], told[name], _in_type_of)
     now = optimizer.state_dict()["state"]
     for place, entry in state["state"].items():
-        for name, own, kept in _pairs(now.get(place), entry):
+        for name, kept, own in paired(entry, now.get(place)):
             if not _is_same(own, kept):
                 problem = f"it did not take {name} of parameter {place} from the checkpoint"
                 raise BadInput(problem, key=key, hint="mend its load_state_dict")
+
+
+def placed(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a state with the tensors on their devices that torch would leave where they were read.
+
+    Options, and a state of all parameters, which text is the key of, go where the optimizer has
+    them. If it has none yet, the state goes to the parameters, but for the bytes of generators.
+    """
+    own: Mapping[Any, Any] = optimizer.state
+    new = {key: x for key, x in state["state"].items() if type(key) is str and key not in own}
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    cpu = torch.device("cpu")
+    new = placed_states(new, left_on_cpu(new, cpu), next((p.device for p in parameters), cpu))
+    known = {key: own[key] for key in state["state"] if key in own}
+    moments = beside({**state["state"], **new}, known, to_device_of)
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    groups = [beside(given, now, to_device_of) for given, now in pairs]
+    return {**state, "state": moments, "param_groups": groups}
 
 
 def misstated_moment(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> str | None:
@@ -44,8 +67,8 @@ def misstated_moment(optimizer: torch.optim.Optimizer, state: Mapping[str, Any])
     A ``state_dict`` of its own may round them, so that a run that goes on is another one.
     """
     for place, entry, told in _entries(state, optimizer):
-        for key, own, kept in _pairs(entry, told):
-            if isinstance(own, Tensor) and own is not kept and not _is_same(own, kept):
+        for key, own, kept in paired(entry, told):
+            if kept is not None and own is not kept and not _is_same(own, kept):
                 where = f"{key} of parameter {place}"
                 return f"the state_dict of the optimizer has other numbers than {where}"
     return None
@@ -63,35 +86,9 @@ def _entries(
             yield place, entry, kept
 
 
-def _pairs(own: Any, kept: Any, *keys: Any) -> Iterator[tuple[str, Any, Tensor]]:
-    """Yield each tensor of a kept state, at every depth, with its name and what is there now."""
-    if isinstance(kept, Tensor):
-        yield ".".join(map(str, keys)), own, kept
-    elif isinstance(kept, Mapping):
-        for key, value in kept.items():
-            yield from _pairs(own.get(key) if isinstance(own, Mapping) else None, value, *keys, key)
-    elif isinstance(kept, list | tuple):
-        is_alike = isinstance(own, list | tuple) and len(own) == len(kept)
-        for i, value in enumerate(kept):
-            yield from _pairs(own[i] if is_alike else None, value, *keys, i)
+def _in_type_of(own: Tensor, kept: Tensor) -> Tensor:
+    return own if own.dtype == kept.dtype else kept.to(own.device, copy=True)
 
 
-def _in_own_type(own: Any, kept: Any) -> Any:
-    """Return what an optimizer loaded, its tensors at every depth in the types that were kept."""
-    if isinstance(own, Tensor) and isinstance(kept, Tensor):
-        return own if own.dtype == kept.dtype else kept.to(own.device, copy=True)
-    if isinstance(own, dict) and isinstance(kept, Mapping):
-        return {k: _in_own_type(x, kept.get(k)) for k, x in own.items()}
-    if isinstance(own, list | tuple) and isinstance(kept, list | tuple) and len(own) == len(kept):
-        return type(own)(map(_in_own_type, own, kept))
-    return own
-
-
-def _beside(own: Any, kept: Any) -> Any:
-    """Return an option on the device of the one that is there, as torch leaves it on the CPU."""
-    both = isinstance(own, Tensor) and isinstance(kept, Tensor)
-    return kept.to(own.device) if both else kept
-
-
-def _is_same(own: Any, kept: Tensor) -> bool:
-    return isinstance(own, Tensor) and same_bits(own.detach().cpu(), kept.detach().cpu())
+def _is_same(own: Tensor | None, kept: Tensor) -> bool:
+    return own is not None and same_bits(own.detach().cpu(), kept.detach().cpu())

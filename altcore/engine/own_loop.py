@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from altcore.builtin_types import as_builtin
 from altcore.engine.arithmetic import platform_on
@@ -24,14 +25,16 @@ from altcore.engine.hidden_state import HOOKS, tensors_in
 from altcore.engine.kept_module import KeptModule
 from altcore.engine.kept_optimizer import KeptOptimizer
 from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_names
+from altcore.engine.model_state import without_memory
 from altcore.engine.own_ranks import put_random_state
 from altcore.engine.randomness import random_state
 from altcore.engine.state_checks import check_ties, fitting, readable
+from altcore.engine.state_tensors import left_on_cpu, placed_states
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
 from altcore.errors import BadInput, InvalidCheckpoint, described, shown
 from altcore.log import log
 from altcore.quantization import Quantization, bare_model, check_moments, is_quantized, this_rank
-from altcore.runs import REGULAR, about_platform, compare
+from altcore.runs import REGULAR, about_platform, check_readable, compare
 
 ALSO = "also."
 Part = KeptModule | KeptOptimizer | KeptObject
@@ -90,6 +93,9 @@ class OwnLoop:
             for label, x in parts.items()
             if isinstance(x, nn.Module | Quantization)
         }
+        for label, module in modules.items():
+            if problem := without_memory(module):
+                raise BadInput(problem, key=label.removeprefix("the "))
         labels = parameter_names(modules)
         return cls(
             own,
@@ -159,7 +165,7 @@ class OwnLoop:
         states = self._states(built or self.built())
         self._check_stated(states)
         also = {label: x for label, x in states.items() if label.startswith(ALSO)}
-        return {
+        state = {
             "step": step,
             **states[MODEL],
             **states[OPTIMIZER],
@@ -170,7 +176,12 @@ class OwnLoop:
             "platform": platform_on(self.device),
             "also": {label.removeprefix(ALSO): x for label, x in also.items()},
             "also_classes": self._classes(),
+            "left_on_cpu": left_on_cpu(
+                {x.label: states[x.label] for x in self.objects}, self.device
+            ),
         }
+        check_readable(state, "")  # before its numbers are asked: of others there may be none
+        return state
 
     def _states(self, built: AsBuilt) -> dict[str, Any]:
         """Return the state of each part, by its label."""
@@ -247,33 +258,43 @@ class OwnLoop:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load a state that was checked.
 
-        If what ``also`` names does not take its state, `BadInput`, and all is as it was.
+        If a part does not take its state, `BadInput`, and all is as it was.
         """
         parts: list[Part] = [*self.objects, *self.modules, *self.optimizers]
-        others, own = (
-            [x for x in parts if x.label.startswith(ALSO) is also] for also in (True, False)
-        )
-        before = []
-        for kept in others:
+        parts.sort(key=lambda kept: not kept.label.startswith(ALSO))
+        before = {}
+        for kept in parts:
             with suppress(Exception):  # one that has not begun may have no state
-                before.append((kept, copy.deepcopy(_state_of(kept, AsBuilt({}, {})))))
+                before[kept] = _copied(kept, _state_of(kept, AsBuilt({}, {})))
         try:
-            for kept in others:
+            for kept in parts:
                 with _named(kept):
-                    kept.restore(_of(kept, state))
+                    kept.restore(self._placed(kept, state))
         except BadInput:
-            for kept, was in before:
+            for kept, was in before.items():
                 with suppress(Exception):  # one that takes no state has lost none
                     kept.restore(was)
             raise
-        for kept in own:
-            with _named(kept):
-                kept.restore(_of(kept, state))
         if self.is_trained:
             now = {"platform": platform_on(self.device)}
             for line in about_platform(compare({"platform": state["platform"]}, now)):
                 log.warning(line)
             put_random_state(state, self.device)
+
+    def _placed(self, kept: Part, state: Mapping[str, Any]) -> Any:
+        """Return the state of a part in one that was read, on the devices where an object had it.
+
+        Earlier checkpoints do not say which these are: then it stays on the CPU.
+        """
+        read, label, on_cpu = _of(kept, state), kept.label, state.get("left_on_cpu", {})
+        return placed_states({label: read}, on_cpu, self.device)[label] if label in on_cpu else read
+
+
+def _copied(kept: Part, state: Any) -> Any:
+    """Return a copy, on the CPU if it may be large: it is there for a moment only."""
+    if isinstance(kept, KeptObject):
+        return copy.deepcopy(state)
+    return tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), state)
 
 
 def _state_of(kept: Part, built: AsBuilt) -> Any:

@@ -1,4 +1,4 @@
-"""States of plugins in a checkpoint: on which device they were, and whether plugins can take them.
+"""Whether plugins can take their states in a checkpoint.
 
 They are tried on new plugins before anything of the run changes.
 """
@@ -9,9 +9,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from altcore.engine.named_errors import naming
 from altcore.engine.plugins import Plugin
@@ -27,43 +25,6 @@ class RefusedState(InvalidCheckpoint):
     def __init__(self, plugin: Plugin, problem: str) -> None:
         super().__init__(f"{plugin} cannot take its state: {problem}")
         self.plugin = plugin
-
-
-def left_on_cpu(states: Mapping[str, Any], device: torch.device) -> dict[str, list[int]]:
-    """Return which tensors of each plugin's state a run on another ``device`` has on the CPU.
-
-    They are given by their places among the leaves of the state.
-    """
-    if device.type == "cpu":
-        return {}
-    return {
-        name: [i for i, leaf in enumerate(tree_leaves(state)) if _is_on_cpu(leaf)]
-        for name, state in states.items()
-    }
-
-
-def placed_states(
-    states: Mapping[str, Any], on_cpu: Mapping[str, Sequence[int]], device: torch.device
-) -> dict[str, Any]:
-    """Return plugins' states with their tensors, read into the CPU's memory, where they were.
-
-    That is the run's ``device`` but for those that `left_on_cpu` named. A run on a CPU names none:
-    if it goes on elsewhere, all of them move.
-    """
-    moved = {}
-    for name, state in states.items():
-        leaves, form = tree_flatten(state)
-        kept = on_cpu.get(name, ())
-        placed = (
-            leaf.to(device) if isinstance(leaf, Tensor) and i not in kept else leaf
-            for i, leaf in enumerate(leaves)
-        )
-        moved[name] = tree_unflatten(placed, form)
-    return moved
-
-
-def _is_on_cpu(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.device.type == "cpu"
 
 
 def check_plugin_states(state: Mapping[str, Any], plugins: Sequence[Plugin]) -> None:

@@ -23,14 +23,13 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Set the same for a while: afterwards they are what they were."""
-    has_begun = torch.cuda.is_initialized()  # to ask an idle GPU for its state would start it
-    device, own = torch.device("cuda" if has_begun else "cpu"), torch.initial_seed()
+    device, own = _device_at_work(), torch.initial_seed()
     before = random_state(device)
     try:
         seed_all(seed)
         yield
     finally:
-        torch.cuda.manual_seed_all(own)
+        torch.manual_seed(own)  # of devices that are idle
         set_random_state(before, device)
 
 
@@ -44,9 +43,9 @@ def random_state(device: torch.device) -> dict[str, Any]:
         "cpu": torch.get_rng_state(),
         "python": [version, array("I", numbers).tobytes(), gauss],
     }
-    if device.type == "cuda":
+    if (module := _generators_of(device)) is not None:
         # A model or a plugin may draw on other devices than the run's own.
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state[device.type] = [module.get_rng_state(i) for i in range(module.device_count())]
     if (numpy := _numpy()) is not None:
         name, keys, *rest = numpy.random.get_state()
         state["numpy"] = [name, keys.tobytes(), *rest]
@@ -59,13 +58,34 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     if "python" in state:
         version, numbers, gauss = state["python"]
         random.setstate((version, tuple(array("I", numbers)), gauss))
-    if device.type == "cuda" and "cuda" in state:
-        here = zip(range(torch.cuda.device_count()), state["cuda"], strict=False)
+    if (module := _generators_of(device)) is not None and device.type in state:
+        here = zip(range(module.device_count()), state[device.type], strict=False)
         for index, own in here:  # a run may go on where there are fewer devices, or more
-            torch.cuda.set_rng_state(own.cpu(), index)
+            module.set_rng_state(own.cpu(), index)
     if "numpy" in state and (numpy := _numpy()) is not None:
         name, keys, *rest = state["numpy"]
         numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
+
+
+def _generators_of(device: torch.device) -> Any:
+    """Return the module with the random states of a kind of device, as `torch.cuda`; None if none.
+
+    That of the CPU is in torch itself.
+    """
+    if device.type in ("cpu", "meta"):
+        return None
+    module = torch.get_device_module(device)
+    return module if hasattr(module, "get_rng_state") else None
+
+
+def _device_at_work() -> torch.device:
+    """Return an accelerator that is in use: to ask an idle one for its state would start it."""
+    found = torch.accelerator.current_accelerator()
+    if found is not None:
+        module = torch.get_device_module(found)
+        if getattr(module, "is_initialized", torch.accelerator.is_available)():
+            return found
+    return torch.device("cpu")
 
 
 def _numpy() -> Any:

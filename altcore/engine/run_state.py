@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import asdict, define, field
 
-from altcore.engine.as_built import AsBuilt
+from altcore.engine.as_built import AsBuilt, UnsavedBuffers
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
@@ -18,11 +18,11 @@ from altcore.engine.model_state import put_model, set_flags
 from altcore.engine.modes import Modes
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.optimizer_loading import load_optimizer
-from altcore.engine.plugin_states import left_on_cpu, placed_states
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
 from altcore.engine.snapshots import Snapshot
 from altcore.engine.state import Run
+from altcore.engine.state_tensors import left_on_cpu, placed_states
 from altcore.engine.step_record import StepRecord
 
 
@@ -39,9 +39,11 @@ class RunState:
     ranks: Ranks
     built: AsBuilt = field(init=False)
     """The model and the optimizer as a resume builds them."""
+    buffers: UnsavedBuffers = field(init=False)
     modes: Modes = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.buffers = UnsavedBuffers.of(self.run.model)
         self.modes = Modes(self.run.model, self.run.quantization)
         self.built = AsBuilt({MODEL: self.run.model}, {OPTIMIZER: self.run.optimizer})
 
@@ -63,7 +65,7 @@ class RunState:
         return {
             "step": run.step,
             "model": weights,
-            "buffers": built.changed(weights),
+            "buffers": self.buffers.changed(weights),
             "buffer_forms": built.forms(weights),
             "requires_grad": built.flags(),
             "in_evaluation": self.modes.frozen,

@@ -21,7 +21,8 @@ from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
 from altcore.engine.state import Run
-from altcore.engine.state_checks import check_weights_and_moments, named_tensors
+from altcore.engine.state_checks import check_weights_and_moments
+from altcore.engine.state_tensors import named_tensors
 from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError, InvalidCheckpoint
 from altcore.hooks import NonFinite

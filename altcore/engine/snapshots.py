@@ -63,5 +63,6 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _copy(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_copy(v) for v in value]
+        made = [_copy(v) for v in value]
+        return tuple(made) if isinstance(value, tuple) else made
     return value

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import is_lazy
 
 from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
@@ -213,18 +212,6 @@ def _check_like(name: str, given: Any, own: Tensor, facts: Sequence[str]) -> Non
 
 def _shown(value: Any) -> str:
     return str(list(value) if isinstance(value, torch.Size) else value)
-
-
-def named_tensors(state: Any, *keys: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor of a state with numbers of floating point, by its keys at every depth."""
-    if isinstance(state, Tensor):
-        has_numbers = not (is_lazy(state) or state.is_meta)
-        if has_numbers and (state.is_floating_point() or state.is_complex()):
-            yield ".".join(map(str, keys)), state
-        return
-    parts = state.items() if isinstance(state, Mapping) else ()
-    for key, held in enumerate(state) if isinstance(state, list | tuple) else parts:
-        yield from named_tensors(held, *keys, key)
 
 
 @contextmanager

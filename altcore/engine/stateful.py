@@ -15,7 +15,7 @@ from attrs import frozen
 from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.finite import has_nan, is_finite
 from altcore.engine.labels import Kept, within
-from altcore.engine.state_checks import named_tensors
+from altcore.engine.state_tensors import named_tensors
 from altcore.errors import BadInput
 
 

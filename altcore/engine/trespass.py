@@ -218,8 +218,8 @@ class RandomStates:
         return f"the random state of {' and '.join(self._changed())}"
 
     def _changed(self) -> list[str]:
-        now, names = random_state(self._device), {"cpu": "torch", "cuda": "torch on a device"}
-        before = self._before
+        now, before = random_state(self._device), self._before
+        names = {self._device.type: "torch on a device", "cpu": "torch"}
         return [names.get(k, k) for k in before if k in now and not _state_equal(before[k], now[k])]
 
     def is_changed(self) -> bool:

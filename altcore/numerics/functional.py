@@ -26,7 +26,7 @@ from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
-from altcore.numerics.tracing import is_untraced
+from altcore.numerics.tracing import is_untraced, untraced
 
 __all__ = [
     "decode",
@@ -157,7 +157,7 @@ def fake_quantize(
         return fake_round(x, fmt, rule, r=r, s=s, key=key)
     check_floating(x)
     pair = scale_of(amax(x), fmt) if isinstance(scale, str) else scale_pair(scale, x, fmt)
-    ends = _ends(x, fmt, by_amax=isinstance(scale, str)) if gradient == "clipped" else None
+    ends = _ends(x.dtype, fmt, by_amax=isinstance(scale, str)) if gradient == "clipped" else None
     return straight_through(x, *pair, key, fmt, axis=-1, rule=rule, ends=ends)
 
 
@@ -265,10 +265,11 @@ def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str | Stochastic, overflo
     return rule_for(rounding, overflow)
 
 
-def _ends(x: Tensor, fmt: Format, *, by_amax: bool) -> tuple[float, float]:
+@untraced  # torch.compile cannot trace the lock that a cached property has before Python 3.12
+def _ends(dtype: torch.dtype, fmt: Format, *, by_amax: bool) -> tuple[float, float]:
     """The smallest and largest scaled value that a clipped gradient passes."""
     low, high = fmt.values[0], fmt.values[-1]
-    if compute_dtype(x.dtype, fmt) == torch.float32:
+    if compute_dtype(dtype, fmt) == torch.float32:
         low, high = to_single(low), to_single(high)
     if by_amax:
         # Up to rounding no scaled magnitude passes the largest one that both signs have.

@@ -16,7 +16,7 @@ from altcore.numerics.rounding_constants import (
     float_constants,
     table_constants,
 )
-from altcore.numerics.tracing import constant_tensors
+from altcore.numerics.tracing import constant_tensors, untraced
 
 LARGEST_TABLE = 1 << 18
 """Entries of a table of ordinals; a format that needs more of them is searched."""
@@ -41,6 +41,11 @@ def ordinal(q: Tensor, fmt: Format) -> Tensor:
     cut, table = found
     index = (q.view(LAYOUTS[q.dtype].integer) >> cut).flatten() + len(table) // 2
     return table.index_select(0, index).view(q.shape)
+
+
+@untraced  # torch.compile cannot trace the lock that a cached property has before Python 3.12
+def _values(fmt: Format) -> tuple[float, ...]:
+    return fmt.values
 
 
 def _ordinal_by_search(q: Tensor, fmt: Format) -> Tensor:
@@ -98,7 +103,7 @@ def _ordinal_by_bits(q: Tensor, fmt: FloatFormat, c: FloatConstants) -> Tensor:
     if not fmt.subnormals:  # 0 is followed by the smallest normal value
         rank.sub_((1 << c.mantissa) - 1).clamp_(min=0)
     # -x is ~x + 1.
-    rank.bitwise_xor_(sign).sub_(sign).add_(len(fmt.values) // 2)
+    rank.bitwise_xor_(sign).sub_(sign).add_(len(_values(fmt)) // 2)
     return rank.bitwise_or_(missing).to(torch.int64)
 
 
@@ -112,7 +117,7 @@ def _ordinal_by_parts(q: Tensor, fmt: FloatFormat, c: FloatConstants) -> Tensor:
     small = (unit * 2.0 ** (c.min_exponent - c.sub_quantum)).to(torch.int64)
     first_normal = 1 << c.mantissa if fmt.subnormals else 1
     rank = torch.where(magnitude < c.min_normal, small, normal + first_normal)
-    index = len(fmt.values) // 2 + torch.where(q < 0, -rank, rank)
+    index = len(_values(fmt)) // 2 + torch.where(q < 0, -rank, rank)
     return torch.where(torch.isfinite(q), index, -1)
 
 
@@ -127,11 +132,12 @@ def interval_width(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tenso
     dtype = compute_dtype(x.dtype, fmt)
     size = x.detach().to(dtype).abs()
     s = _scale(scale, size)
-    last = len(fmt.values)
-    if isinstance(fmt, FloatFormat) and fmt.values[-2] > 0:
+    known = _values(fmt)
+    last = len(known)
+    if isinstance(fmt, FloatFormat) and known[-2] > 0:
         # Intervals differ in width at powers of two only, where the quotient is exact. Clamped to
         # the value before the largest, whose interval away from zero is the last one.
-        size = (size / s).clamp_(max=fmt.values[-2])
+        size = (size / s).clamp_(max=known[-2])
         # The addend is 0, or NaN.
         return _float_width(size, fmt).mul_(s).add_(size.mul_(0))
     values = _padded(fmt, size)
@@ -174,7 +180,7 @@ def _scale(s: Tensor | None, like: Tensor) -> Tensor:
 
 def _padded(fmt: Format, like: Tensor) -> Tensor:
     """The values, counted from 1, with NaN before and after them."""
-    numbers = [torch.nan, *fmt.values, torch.nan]
+    numbers = [torch.nan, *_values(fmt), torch.nan]
     return torch.tensor(numbers, dtype=like.dtype, device=like.device)
 
 

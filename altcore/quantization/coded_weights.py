@@ -50,20 +50,20 @@ class CodedWeight:
 def weight_codes(q: Quantization) -> tuple[dict[str, CodedWeight], dict[str, str]]:
     """Return the weights that codes can hold, and why they cannot hold the others, by full name.
 
-    A stored weight is what the model has. A master weight is rounded as the next forward of its
-    layer would round it, to nearest if that rounds stochastically. Only weights that the recipe
-    quantizes are in either.
+    Each is as the next forward of its layer sees it: a stored weight is on its grid, also if it was
+    edited since, and a master weight is rounded, to nearest if that rounds stochastically. Only
+    weights that the recipe quantizes are in either.
     """
     coded: dict[str, CodedWeight] = {}
     others: dict[str, str] = {}
     for name, (slot, source) in q.weights.sources.items():
-        weight = slot.parameter.detach()
         try:
             if isinstance(source, StoredWeight):
-                coded[name] = _in_codes(weight, source.cast.element, source.scale, source.cast)
+                scale, on_grid = source.as_seen(slot.parameter)
+                coded[name] = _in_codes(on_grid, source.cast.element, scale, source.cast)
             else:
                 layer, quantizer = source
-                coded[name] = _as_seen(weight, layer.module, quantizer)
+                coded[name] = _as_seen(slot.parameter.detach(), layer.module, quantizer)
         except BadInput as error:
             others[name] = str(error)
     return coded, others

@@ -91,9 +91,8 @@ class StoredWeight:
         """
         if self.is_current(weight):
             return weight
-        with torch.no_grad():
-            scale, on_grid = self._found(weight.detach())
-            is_same = bool(((on_grid == weight) | weight.isnan()).all())  # NaN stays NaN
+        scale, on_grid = self.as_seen(weight)
+        is_same = bool(((on_grid == weight) | weight.isnan()).all())  # NaN stays NaN
         if not isinstance(weight, nn.Parameter):
             return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
         # One that is not finite has lost its scale, and nobody changed it.
@@ -103,12 +102,16 @@ class StoredWeight:
         self._put(on_grid)
         return weight
 
-    def _found(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scale of a weight that somebody else put there, and the weight on its grid.
+    @torch.no_grad()
+    def as_seen(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale of a layer's weight and the weight on its grid, as products see it.
 
-        First come scales that the weight alone decides: replicas that get it from one of them
-        agree, whatever they had before.
+        Of one that somebody else put there, first come scales that the weight alone decides:
+        replicas that get it from one of them agree, whatever they had before.
         """
+        w = weight.detach()
+        if self.is_current(weight):
+            return self.scale, w
         fresh = self._fresh_scale(w)
         near = () if self.cast.scaling.kind == "none" else (fresh, fresh * 2, fresh / 2)
         for scale in (*near, self.scale):

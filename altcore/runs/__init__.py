@@ -128,6 +128,7 @@ if TYPE_CHECKING:
     )
     from altcore.runs.provenance import environment
     from altcore.runs.retention import retain
+    from altcore.runs.tensor_files import check_readable
 
 _NEED_TORCH = {
     "WEIGHTS_FILE": "checkpoint",
@@ -154,6 +155,7 @@ _NEED_TORCH = {
     "saving_alone": "loop_folder",
     "environment": "provenance",
     "retain": "retention",
+    "check_readable": "tensor_files",
 }
 """Names that need torch, and their modules."""
 
@@ -220,6 +222,7 @@ __all__ = [
     "check_loop_folder",
     "check_newest",
     "check_no_linked",
+    "check_readable",
     "check_run_id",
     "checkpoints_in",
     "code_of",

@@ -64,6 +64,8 @@ def check_readable(value: Any, key: str) -> None:
         if kind not in (torch.Tensor, torch.nn.Parameter) and not _is_safe(kind):
             problem = f"no checkpoint with a tensor of class {kind.__name__} could be read again"
             raise BadInput(problem, key=key, hint="torch.serialization.add_safe_globals allows it")
+        if value.is_mkldnn:
+            raise BadInput("no file holds a tensor of oneDNN's", key=key, hint="use to_dense()")
         for name, inner in getattr(value, "__dict__", {}).items():
             check_readable(inner, f"{key}.{name}")
     elif not (type(value) in PLAIN or isinstance(value, torch.dtype | torch.device)):

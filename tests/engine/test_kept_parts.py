@@ -4,6 +4,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 import altcore
 from altcore import BadInput, CheckpointManager
@@ -491,3 +492,53 @@ def test_a_part_of_the_model_in_also_is_the_model_s(tmp_path):
         manager.save(1)
     assert logs == []
     assert altcore.load_checkpoint(tmp_path, *loop.given, also=also) == 1
+
+
+class Picky(torch.optim.Adam):
+    """Takes no state of the first step, but for half of it."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        if any(moments["step"] == 1 for moments in state["state"].values()):
+            self.state.clear()
+            raise ValueError("one")
+
+
+class PickyLayer(nn.Linear):
+    """Takes its bias, and then no weight whose first element is 1."""
+
+    def load_state_dict(self, state, **keys):
+        super().load_state_dict(state, **keys)
+        if state["weight"][0, 0] == 1:
+            raise ValueError("one")
+
+
+def picky(model):
+    return Picky(model.parameters(), 0.01)
+
+
+def numbers_in(loop):
+    parts = [x for x in (*loop.given, *loop.also.values()) if x is not None]
+    gradients = [p.grad for p in loop.model.parameters()]
+    states = [[x.state_dict() for x in parts], gradients]
+    return tree_map_only(torch.Tensor, torch.Tensor.tolist, states)
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    ("build", "optimizer", "key"),
+    [(plain, picky, "optimizer_key"), (lambda: PickyLayer(3, 3), adam, "key")],
+    ids=["optimizer", "model"],
+)
+def test_a_restore_that_fails_leaves_all_as_it_was(build, optimizer, key, where, tmp_path):
+    """Whichever part does not take its state, once others have taken theirs."""
+    loop = Loop(where, build=build, optimizer=optimizer)
+    loop.train(1)
+    with torch.no_grad():
+        next(loop.model.parameters())[0, 0] = 1
+    loop.save(tmp_path)
+    loop.train(3, accumulated=2)
+    before = numbers_in(loop)
+    with pytest.raises(BadInput, match=f"^{getattr(loop, key)}: it did not take its state: Value"):
+        loop.load(tmp_path)
+    assert numbers_in(loop) == before

@@ -17,7 +17,7 @@ from torch import nn
 
 import altcore
 from altcore import BadInput, Rollback, hookimpl, setting
-from altcore.engine.as_built import AsBuilt
+from altcore.engine.as_built import AsBuilt, UnsavedBuffers
 from altcore.engine.labels import MODEL, OPTIMIZER
 from altcore.engine.returns import check_state
 from altcore.errors import AltcoreError, PluginError
@@ -167,10 +167,10 @@ def test_only_buffers_that_changed_since_the_build_are_told():
     model = nn.Linear(2, 2)
     for name in ("still", "counted", "replaced"):
         model.register_buffer(name, torch.zeros(1), persistent=False)
-    built = as_built(model)
+    built = UnsavedBuffers.of(model)
     model.counted += 1
     model.replaced = torch.ones(3)
-    assert built.of(model).changed(model.state_dict()).keys() == {"counted", "replaced"}
+    assert built.changed(model.state_dict()).keys() == {"counted", "replaced"}
 
 
 # ------------------------------------------------------------- what a resume could not restore

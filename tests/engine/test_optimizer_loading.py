@@ -1,6 +1,7 @@
 """An optimizer's state comes back to the bit, or what does not is named."""
 
 import copy
+from collections import UserDict
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn, optim
 
 import altcore
 from altcore import BadInput, CheckpointManager
-from altcore.engine.optimizer_loading import load_optimizer
+from altcore.engine.optimizer_loading import load_optimizer, placed
 from altcore.engine.snapshots import Snapshot
 
 
@@ -91,6 +92,52 @@ def test_a_learning_rate_that_is_a_tensor_stays_on_its_device():
     assert again.param_groups[0]["lr"].device.type == "meta"
 
 
+def test_options_of_several_tensors_stay_on_their_device():
+    """At every depth; one that was never there is not known to be of a device."""
+    _, first = stepped(optim.Adam)
+    _, again = stepped(optim.Adam)
+    first.param_groups[0] |= {"betas": (torch.tensor(0.8), torch.tensor(0.9)), "new": torch.ones(1)}
+    again.param_groups[0]["betas"] = tuple(torch.tensor(0.5, device="meta") for _ in range(2))
+    load_optimizer(again, first.state_dict())
+    assert [beta.device.type for beta in again.param_groups[0]["betas"]] == ["meta", "meta"]
+    assert again.param_groups[0]["new"].device.type == "cpu"
+
+
+def test_a_state_of_all_parameters_goes_to_their_device():
+    """But for the bytes of a generator; what the optimizer has already stays where it is."""
+    _, first = stepped(optim.SGD)
+    first.state["all"] = {
+        "sums": [torch.ones(2), torch.ones(3)],
+        "generator": torch.Generator().get_state(),
+        "n": 3,
+    }
+    again = optim.SGD(nn.Linear(3, 3, device="meta").parameters())
+    state = placed(first.state_dict(), again)["state"]["all"]
+    assert [x.device.type for x in state["sums"]] == ["meta", "meta"]
+    assert (state["generator"].device.type, state["n"]) == ("cpu", 3)
+    again.state["all"] = {"sums": [torch.zeros(2), torch.zeros(3, device="meta")]}
+    state = placed(first.state_dict(), again)["state"]["all"]
+    assert [x.device.type for x in state["sums"]] == ["cpu", "meta"]
+
+
+def test_a_state_in_a_mapping_of_its_own_kind_is_found():
+    """What an optimizer keeps it in is its own affair."""
+    _, first = stepped(optim.SGD)
+    _, again = stepped(KeepsMappings)
+    p = first.param_groups[0]["params"][0]
+    first.state[p] = {"sums": {"a": torch.ones(2)}}
+    load_optimizer(again, first.state_dict())
+    (own,) = again.state.values()
+    assert (type(own["sums"]), own["sums"]["a"].tolist()) == (UserDict, [1, 1])
+
+
+class KeepsMappings(optim.SGD):
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        for entry in self.state.values():
+            entry["sums"] = UserDict(entry["sums"])
+
+
 class Nested(optim.Optimizer):
     """Keeps float32 sums in a list and a count in a dict, as Shampoo does, of bfloat16 weights."""
 
@@ -128,6 +175,7 @@ def test_states_at_every_depth_keep_their_types(tmp_path, by):
     after = optimizer.state_dict()["state"][0]
     assert after["sums"][0].dtype == torch.float32
     assert torch.equal(after["sums"][0], before["sums"][0])
+    assert type(after["in"]["counts"]) is tuple
     assert after["in"]["counts"][0].dtype == torch.int64
     assert after["in"]["counts"][0] == before["in"]["counts"][0] == 2**24 + 1
 

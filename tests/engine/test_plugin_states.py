@@ -10,7 +10,7 @@ from helpers_cli import call
 from structlog.testing import capture_logs
 
 from altcore import BadInput, hookimpl
-from altcore.engine.plugin_states import left_on_cpu, placed_states
+from altcore.engine.state_tensors import left_on_cpu, placed_states
 from altcore.runs import checkpoint
 
 BROKEN = []
@@ -157,9 +157,11 @@ def test_tensors_go_back_to_the_device_they_were_on():
 
 
 def test_tensors_of_a_run_on_a_cpu_follow_it_to_another_device():
-    states = {"a": {"mean": torch.ones(2)}}
+    """The bytes of a generator are on the CPU, wherever it draws."""
+    states = {"a": {"mean": torch.ones(2), "drawn": torch.Generator().get_state()}}
     moved = placed_states(states, left_on_cpu(states, torch.device("cpu")), torch.device("meta"))
     assert moved["a"]["mean"].device.type == "meta"
+    assert moved["a"]["drawn"].device.type == "cpu"
 
 
 @define(eq=False)

@@ -9,7 +9,7 @@ from format_checks import HAS_VMAP, PATHS, assert_same, needs_vmap, path
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from altcore import fake_quantize
+from altcore import fake_quantize, neighbours, stiffness, ulp_distance
 from altcore.errors import BadInput
 from altcore.formats import float_format
 from altcore.numerics.resolve import resolve_format
@@ -191,6 +191,28 @@ def test_compiled_whole(f, differentiated):
         compiled(x).backward(X[1])
         wanted = torch.autograd.grad(f(x), x, X[1])[0]
         assert_same(x.grad, wanted)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        partial(fake_quantize, scale=0.3, gradient="clipped"),
+        neighbours,
+        stiffness,
+        lambda x, fmt: ulp_distance(x.round(), x.round() + 1, fmt),
+    ],
+    ids=["clipped", "neighbours", "stiffness", "ulp distance"],
+)
+def test_a_format_that_nobody_has_used_is_compiled_whole(f):
+    """Its values are listed at their first use, behind a lock before Python 3.12."""
+    x = X[0].clone().requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(f, backend="eager", fullgraph=True)
+    found, wanted = compiled(x, float_format("NEW", 4, 3)), f(x, float_format("NEW", 4, 3))
+    for one, other in zip(
+        *(y if isinstance(y, tuple) else (y,) for y in (found, wanted)), strict=True
+    ):
+        assert_same(one.detach(), other.detach())
 
 
 @pytest.mark.slow
