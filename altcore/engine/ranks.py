@@ -31,6 +31,8 @@ class Ranks:
 
     rank = 0
     world_size = 1
+    unlike = ""
+    """What may make the bits of the ranks differ, as another CPU does; empty if nothing does."""
 
     def device(self, name: str) -> str:
         """Return the device of this process, by the configuration's name."""
@@ -91,9 +93,17 @@ class Ranks:
             self.check_measures()
         if host["other_gradients"]:
             raise AltcoreError(
-                "the final gradients differ between the ranks: an intervention that changes the "
-                "loss, its scale or gradients must do the same on each rank"
+                "the final gradients differ between the ranks"
+                + self.why(
+                    "an intervention that changes the loss, its scale or gradients must do the "
+                    "same on each rank"
+                )
             )
+
+    def why(self, otherwise: str) -> str:
+        """Return the likely cause if ranks differ, for an error."""
+        unlike = f", probably because they are not alike: {self.unlike}"
+        return unlike if self.unlike else f"; {otherwise}"
 
     def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
         """Return the proposals of all ranks; the same by one plugin on several ranks is one."""

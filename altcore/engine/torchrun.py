@@ -257,10 +257,11 @@ class TorchrunRanks(Ranks):
         for rank, other in enumerate(self.gather(own)):
             if other != own:
                 name = next(n for n, a, b in zip(held, own, other, strict=True) if a != b)
+                ranks = f"rank {self.rank} and rank {rank}"
+                cause = "whatever changes gradients, weights or buffers must do the same on each"
                 raise AltcoreError(
-                    f"the replicas differ: {name} is not the same on rank {self.rank} and rank "
-                    f"{rank}; whatever changes gradients, weights or buffers must do the same on "
-                    "each rank"
+                    f"the replicas differ: {name} is not the same on {ranks}"
+                    + self.why(f"{cause} rank")
                 )
 
     def share_amax(self, quantization: Quantization) -> None:
