@@ -10,7 +10,12 @@ from typing import Any
 import torch
 
 from altcore.config import TrainConfig
-from altcore.engine.losses import loss_and_measures, mean_over_items, who_is
+from altcore.engine.losses import (
+    check_same_measures,
+    loss_and_measures,
+    mean_over_items,
+    who_is,
+)
 from altcore.engine.named_errors import naming
 from altcore.engine.probe import probing
 from altcore.engine.ranks import Ranks
@@ -87,6 +92,7 @@ def _of_all(
     names = [names[i] for i in order]
     rows = [] if values is None else values[order].T.tolist()
     parts = ranks.gather((names, list(zip(rows, items, strict=True))))
+    check_same_measures([names for names, batches in parts if batches])
     turns = itertools.zip_longest(*(own for _, own in parts))
     together = [batch for turn in turns for batch in turn if batch is not None]
     table = torch.tensor([row for row, _ in together], dtype=torch.float64, device="cpu").T

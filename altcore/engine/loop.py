@@ -150,8 +150,7 @@ class Engine:
         said = (len(proposals), self.leaving.signals.asked, final_norm)
         agreed = self.ranks.agree(*said, run.quantization)
         reads = (means, final_norm, seen, self.gradients, self.weights, agreed)
-        host = self.record.read(step, *reads)
-        self.ranks.check_step(host)
+        host = self.record.read(step, *reads, self.ranks.check_step)
         if not host["is_finite"]:
             proposals += self.on_nan(step, host)
         if host["proposals"] or not host["is_finite"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -100,6 +100,17 @@ def _described(value: Any) -> str:
         return type(value).__name__
     kind = f"{type(value).__name__} of shape {tuple(value.shape)}"
     return kind if value.dim() else f"{kind}, {value.dtype}, {value.layout}, {value.device}"
+
+
+def check_same_measures(found: Sequence[Collection[str]]) -> None:
+    """Raise `PluginError` unless all ranks have the same measures, whose names are told by rank."""
+    for rank, other in enumerate(found):
+        if set(other) != set(found[0]):
+            one, two = (repr(sorted({*own} - {"loss"})) for own in (found[0], other))
+            raise PluginError(
+                f"the loss has different measures on the ranks: {one} on rank 0, {two} on rank "
+                f"{rank}; in a step and in an evaluation they must be the same on each rank"
+            )
 
 
 def means(found: Sequence[Mapping[str, Tensor]], items: Sequence[int]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from altcore.engine.plugins import Plugin
 from altcore.engine.ranks import Ranks
 from altcore.engine.shares import Drawn, check_drawn
 from altcore.errors import BadInput, shown
+from altcore.recipes import some
 from altcore.runs import compare
 
 ONE_CODE = "processes of one run have one model, loss and code, and the same data"
@@ -84,12 +85,31 @@ def _described(named: tuple[str, Tensor]) -> str:
 def agreed_identity(identity: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     """Return the identity of the run, which is that of rank 0, whose manifests have it.
 
+    What else may make the bits of a rank others than rank 0's is from then on ``ranks.unlike``.
     Raises `BadInput` if another rank has other data, or the code of altcore or a plugin is another.
     """
     first, *others = ranks.gather(dict(identity))
     for rank, other in enumerate(others, 1):
         _check_parts(first, other, 0, rank)
+    ranks.unlike = "; ".join(_unlike(first, others))
     return first
+
+
+def _unlike(first: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield each part of the platform of which ranks have another value than rank 0, and both."""
+    ranks: dict[tuple[str, str], list[str]] = {}
+    for rank, other in enumerate(others, 1):
+        for change in (c for c in compare(first, other) if c.kind == "platform"):
+            told = f"{change.what}: {change.text_before} on rank 0", change.text_now
+            ranks.setdefault(told, []).append(str(rank))
+    for (one, two), own in ranks.items():
+        yield f"{one}, {two} on rank {some(own)}"
+
+
+def about_unlike(ranks: Ranks) -> list[str]:
+    """Return the line that tells that the replicas may come to differ, if they may."""
+    unlike = f"the ranks are not alike, and their weights may come to differ: {ranks.unlike}"
+    return [unlike] if ranks.unlike else []
 
 
 def _check_parts(one: Mapping[str, Any], two: Mapping[str, Any], *ranks: int) -> None:

@@ -31,6 +31,8 @@ class Ranks:
 
     rank = 0
     world_size = 1
+    unlike = ""
+    """What may make the bits of the ranks differ, as another CPU does; empty if nothing does."""
 
     def device(self, name: str) -> str:
         """Return the device of this process, by the configuration's name."""
@@ -75,18 +77,33 @@ class Ranks:
             norm: of the final gradients, 0-dim. Gradients are the same on all ranks.
             quantization: its delayed scales are from now on those of all ranks.
         """
-        nothing = dict.fromkeys(("is_bad", "bad_ranks", "other_gradients", "other_batches"), 0)
+        others = ("other_measures", "other_gradients", "other_batches")
+        nothing = dict.fromkeys(("is_bad", "bad_ranks", *others), 0)
         return {"proposals": proposals, "signal": signal, **nothing}
 
     def check_step(self, host: Mapping[str, Any]) -> None:
-        """Raise `AltcoreError` if by a step's host read ranks have other gradients or batches."""
+        """Raise `AltcoreError` if ranks have other gradients, batches or measures.
+
+        Args:
+            host: what `agree` returned, as the step's host read found it.
+        """
         if host["other_batches"]:
             self.check_batches()
+        if host["other_measures"]:
+            self.check_measures()
         if host["other_gradients"]:
             raise AltcoreError(
-                "the final gradients differ between the ranks: an intervention that changes the "
-                "loss, its scale or gradients must do the same on each rank"
+                "the final gradients differ between the ranks"
+                + self.why(
+                    "an intervention that changes the loss, its scale or gradients must do the "
+                    "same on each rank"
+                )
             )
+
+    def why(self, otherwise: str) -> str:
+        """Return the likely cause if ranks differ, for an error."""
+        unlike = f", probably because they are not alike: {self.unlike}"
+        return unlike if self.unlike else f"; {otherwise}"
 
     def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
         """Return the proposals of all ranks; the same by one plugin on several ranks is one."""
@@ -104,6 +121,9 @@ class Ranks:
 
     def check_batches(self) -> None:
         """Raise `AltcoreError` unless all ranks drew the same micro-batches since it was asked."""
+
+    def check_measures(self) -> None:
+        """Raise `PluginError` unless the step's loss has the same measures on all ranks."""
 
     def check_replicas(self, model: nn.Module) -> None:
         """Raise `AltcoreError` unless all ranks have the same weights."""

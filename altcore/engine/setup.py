@@ -31,7 +31,7 @@ from altcore.engine.identity import (
 )
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
-from altcore.engine.rank_checks import agreed_identity, check_alike, check_shares
+from altcore.engine.rank_checks import about_unlike, agreed_identity, check_alike, check_shares
 from altcore.engine.ranks import Ranks
 from altcore.engine.recomputing import checkpoint_blocks
 from altcore.engine.remarks import about_recipe, about_schedule, about_thread, about_warmup
@@ -186,6 +186,7 @@ def _engine(
     )
     remarks = about_recipe(built.config, quantization)
     remarks += [*about_optimizer(built.optimizer, built.model), *about_unknown(identity)]
+    remarks += about_unlike(ranks)
     remarks += [*about_global_hooks(), *about_thread(), *about_warmup(built.config)]
     remarks += opening.remarks
     for remark in remarks if ranks.rank == 0 else ():

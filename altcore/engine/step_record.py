@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,10 +51,12 @@ class StepRecord:
         gradients: GradientNorms,
         weights: WeightCheck,
         agreed: Mapping[str, Any],
+        check: Callable[[Mapping[str, Any]], None],
     ) -> dict[str, Any]:
         """Make the step's one host read, and begin its line.
 
-        ``losses`` are loss and measures of the workload; ``agreed`` is what `Ranks.agree` returned.
+        ``losses`` are loss and measures of the workload; ``agreed`` is what `Ranks.agree` returned,
+        and ``check`` raises for what was read if ranks differ, before anything of it is recorded.
         """
         q, own = self.run.quantization, dict(losses)
         values: dict[str, Any] = {
@@ -73,6 +75,7 @@ class StepRecord:
             values["scales"] = torch.stack([w.scale for w in q.stored.values()])
         told = {f"/{name}": value for name, value in own.items() if step.is_recorded}
         host = self.lines.read({**values, **rates, **measures, **told})
+        check(host)
         check_loss_scale(step, host["loss_scale"])
         if self.lines.previous:
             every = self.run.config.log_interval

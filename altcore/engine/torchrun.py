@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from altcore.engine.losses import means
+from altcore.engine.losses import check_same_measures, means
 from altcore.engine.lost_ranks import is_of_messages, lost_rank
 from altcore.engine.randomness import seed_all
 from altcore.engine.ranks import Ranks
@@ -33,6 +34,10 @@ T = TypeVar("T")
 
 PATIENCE = 10.0
 """Seconds after which a process that waits for the others says so."""
+
+PLACES = 64
+"""The measures are padded to a multiple of it, so that ranks with another number of them find out,
+where messages of two lengths would fail, or never arrive."""
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which torchrun tells a process of the others."""
@@ -82,6 +87,8 @@ class TorchrunRanks(Ranks):
         self.parallel: DistributedDataParallel | None = None
         self.drawn: list[Drawn] = []
         """The micro-batches that the ranks did not compare yet."""
+        self.measures: list[str] = []
+        """The names of the last step's loss and measures, in the order in which they are sent."""
         self.met_nonfinite: Tensor
         """Whether this rank's loss or quantizers did in the step, before all have the sums."""
 
@@ -160,17 +167,19 @@ class TorchrunRanks(Ranks):
         """Sum over the ranks, in one message; weights, which all have, count once."""
         own, counters = means(losses, items), quantization.counters
         self.met_nonfinite = ~torch.isfinite(own["loss"]) | (counters.nonfinite() > 0)
-        names = sorted(own)  # each rank may have them in an order of its own
+        # Each rank may have them in an order of its own.
+        self.measures = names = ["loss", *sorted(own.keys() - {"loss"})]
         # Measures may be on the CPU while the loss is on a GPU.
         flat = [own[name].double().to(own["loss"].device) for name in names]
         values = torch.stack(flat) / self.world_size
-        parts = [values, counters.counts.double(), counters.errors]
-        for counted in parts[1:] if self.rank else ():
+        padding = values.new_zeros(-len(values) % PLACES)
+        parts = [values, padding, counters.counts.double(), counters.errors]
+        for counted in parts[2:] if self.rank else ():
             counted[counters.of_weights] = 0
         total = torch.cat([part.flatten() for part in parts])
         with self.lost_named():
             dist.all_reduce(total)
-        values, counts, errors = total.split([part.numel() for part in parts])
+        values, _, counts, errors = total.split([part.numel() for part in parts])
         counters.counts.copy_(counts.view_as(counters.counts))
         counters.errors.copy_(errors.view_as(counters.errors))
         found = dict(zip(names, values, strict=True))
@@ -183,10 +192,12 @@ class TorchrunRanks(Ranks):
         norm = norm.detach().double()
         is_bad, norm = (~torch.isfinite(norm)).double(), norm.nan_to_num()
         checksums = [torch.as_tensor(drawn.checksum).to(norm) for drawn in self.drawn]
-        same = torch.stack([norm, *checksums])
+        names = zlib.crc32(repr(self.measures).encode())
+        numbers = norm.new_tensor([proposals, signal, names])
+        same = torch.stack([numbers[2], norm, *checksums])
         # The largest is that of the first rank.
         bad_ranks = self.met_nonfinite.double() * (self.world_size - self.rank)
-        own = [norm.new_tensor([proposals, signal]), is_bad[None], bad_ranks[None]]
+        own = [numbers[:2], is_bad[None], bad_ranks[None]]
         said = torch.cat([*own, same, -same])
         histories = amax_histories(quantization)
         largest = torch.cat([said, *histories])
@@ -197,8 +208,10 @@ class TorchrunRanks(Ranks):
             history.copy_(part)
         # A largest number and a largest negative that are not opposite are of two ranks.
         apart = said[4:].view(2, -1).sum(0)
-        names = ("proposals", "signal", "is_bad", "bad_ranks", "other_gradients", "other_batches")
-        return dict(zip(names, (*said[:4], apart[0], apart[1:].sum()), strict=True))
+        keys = ("proposals", "signal", "is_bad", "bad_ranks")
+        others = ("other_measures", "other_gradients", "other_batches")
+        found = (*said[:4], apart[0], apart[1], apart[2:].sum())
+        return dict(zip((*keys, *others), found, strict=True))
 
     def check_step(self, host: Mapping[str, Any]) -> None:
         """Compare, and forget the step's micro-batches."""
@@ -210,6 +223,10 @@ class TorchrunRanks(Ranks):
         own = [str(drawn) for drawn in self.drawn]
         self.drawn.clear()
         check_drawn(self.gather(own))
+
+    def check_measures(self) -> None:
+        """Gather the names of each rank's."""
+        check_same_measures(self.gather(self.measures))
 
     def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
         """Gather them, by rank. Reasons may tell of a rank's own numbers, and do not count."""
@@ -240,10 +257,11 @@ class TorchrunRanks(Ranks):
         for rank, other in enumerate(self.gather(own)):
             if other != own:
                 name = next(n for n, a, b in zip(held, own, other, strict=True) if a != b)
+                ranks = f"rank {self.rank} and rank {rank}"
+                cause = "whatever changes gradients, weights or buffers must do the same on each"
                 raise AltcoreError(
-                    f"the replicas differ: {name} is not the same on rank {self.rank} and rank "
-                    f"{rank}; whatever changes gradients, weights or buffers must do the same on "
-                    "each rank"
+                    f"the replicas differ: {name} is not the same on {ranks}"
+                    + self.why(f"{cause} rank")
                 )
 
     def share_amax(self, quantization: Quantization) -> None:

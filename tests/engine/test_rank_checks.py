@@ -8,7 +8,7 @@ from torch import nn
 
 from altcore.config import TrainConfig
 from altcore.engine import identity_given
-from altcore.engine.rank_checks import agreed_identity, check_alike, check_model
+from altcore.engine.rank_checks import about_unlike, agreed_identity, check_alike, check_model
 from altcore.engine.ranks import Ranks
 from altcore.errors import BadInput
 
@@ -153,3 +153,18 @@ def test_the_run_is_what_it_is_on_rank_0():
     other = {**one, "data": {"sha256": 64 * "b", "of": "first batch"}}
     other["platform"] = {**IDENTITY["platform"], "threads": 2}
     assert in_turn(agreed_identity, one, other) == one
+
+
+def test_another_platform_is_told_with_the_ranks_that_have_it():
+    """It may make replicas differ; if they do, it is the likely cause."""
+    ranks = Taking()
+    assert about_unlike(ranks) == []
+    assert ranks.why("a plugin") == "; a plugin"
+    for instructions, threads in (("AVX2", 1), ("DEFAULT", 1), ("DEFAULT", 2)):
+        where = {"instructions of the CPU": instructions, "threads": threads}
+        agreed_identity({**IDENTITY, "platform": {**IDENTITY["platform"], **where}}, ranks)
+    unlike = "instructions of the CPU: AVX2 on rank 0, DEFAULT on rank 1, 2; "
+    unlike += "threads: 1 on rank 0, 2 on rank 2"
+    told = "the ranks are not alike, and their weights may come to differ"
+    assert about_unlike(ranks) == [f"{told}: {unlike}"]
+    assert ranks.why("a plugin") == f", probably because they are not alike: {unlike}"

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from altcore.engine import identity, prepare, resuming
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, PluginError
 from altcore.plugin import ScaleLearningRate, SkipStep, Stop
 
-OF_ONE_RANK = 20
+OF_ONE_RANK = 21
 """Faults that rank 1 makes alone, or that both make and only one of them may count."""
 HEARD = []
 """What the plugin saw in this process."""
@@ -152,7 +153,7 @@ def agreed(rank, folder, corpus):
     def run(what, **keys):
         HEARD.clear()
         made.append(what)
-        name = what.replace(" ", "-")
+        name = f"{len(made)}-{what}".replace(" ", "-")
         engine = start.engine(["fault"], fault__what=what, name=name, **keys)
         return engine, engine.run
 
@@ -216,6 +217,15 @@ def agreed(rank, folder, corpus):
     ):
         engine.train()
     assert one.step == 2
+
+    torch.set_num_threads(1 + rank)
+    engine, one = run("weights", checkpoint_interval=3)
+    unlike = "not alike.*: threads: 1 on rank 0, 2 on rank 1"
+    with pytest.raises(AltcoreError, match=f"replicas differ: weight .*, probably .* {unlike}"):
+        engine.train()
+    if rank == 0:
+        assert any(re.search(unlike, e["message"]) for e in events(one.directory, "warning"))
+    torch.set_num_threads(1)
 
     for name, what in OTHER.items():
         HEARD.clear()

@@ -1,6 +1,7 @@
 """Several processes, as torchrun starts them, train one run."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import altcore
 from altcore.engine import prepare
+from altcore.errors import PluginError
 from altcore.runs import read_lines
 
 DELAYED = {"activation": {"format": "FORMAT", "scaling": "delayed"}}
@@ -111,3 +113,41 @@ def test_measures_are_averaged_by_their_names(tmp_path, corpus):
     *steps, evaluation = lines
     assert [(x["ones"], x["hundred"]) for x in steps] == [(1, 100)] * 2
     assert (evaluation["val_ones"], evaluation["val_hundred"]) == (1, 100)
+
+
+NAMES = {
+    "renamed": (["one"], ["other"]),
+    "more": (["one"], ["one", "other"]),
+    "none": ([], ["other"]),
+}
+
+
+def with_own_measures(rank, runs, corpus):
+    """Measures whose names are each rank's own, in the third step or in an evaluation only."""
+    start = Starter(runs, corpus)
+
+    def data(split, step, micro):
+        return torch.full((4, 4), step)
+
+    for what, names in NAMES.items():
+        error = (
+            rf"measures on the ranks: {re.escape(f'{names[0]} on rank 0, {names[1]} on rank 1')}"
+        )
+        for is_training in (True, False):
+
+            def loss(model, batch, own=names[rank], is_training=is_training):
+                is_now = batch[0, 0] == 3 or not is_training
+                told = own if is_now and torch.is_grad_enabled() == is_training else ()
+                return model(batch).square().mean(), dict.fromkeys(told, torch.ones(()))
+
+            keys = {"name": f"{what}-{is_training}", "max_steps": 4, "eval_steps": 2}
+            with pytest.raises(PluginError, match=error):
+                altcore.train(start.config(**keys), model=Normed(seed=0), loss=loss, data=data)
+            lines = read_lines(runs / keys["name"] / "metrics.jsonl")
+            assert not any({"one", "other", "val_one", "val_other"} & {*line} for line in lines)
+
+
+@pytest.mark.slow
+def test_measures_of_other_names_are_refused_by_name(tmp_path, corpus):
+    """Before a mean is made of two things; also if one rank has more of them."""
+    by_torchrun(with_own_measures, tmp_path / "two", corpus)
