@@ -28,10 +28,12 @@ _ABOUT_NOTHING = {
     "name", "label", "run_name", "project", "tags", "runs_dir", "checkpoint_dir", "seed",
     "no_plugins", "strict", "check_observers", "hook_timeout", "device",
     "eval_interval", "evals_per_epoch", "monitor", "monitor_mode",
-    "checkpoint_interval", "max_checkpoints", "keep_best", "snapshot_interval", "max_snapshots",
+    "checkpoint_interval", "max_checkpoints", "keep_best",
     "original", "changes", "format_digests", "format_origins", "steps_per_epoch",
     "log_bit_position", "manifold_mantissa_bits",
 }  # fmt: skip
+_SNAPSHOTS = {"snapshot_interval", "max_snapshots"}
+"""Keys that decide to which step an intervention goes back, and nothing without any."""
 _FORMAT = {"format", "fp8_format"}
 _OPTIMIZER = {"optimizer", "use_manifold_aware", "manifold_max_stiffness"}
 
@@ -130,6 +132,8 @@ def _flat(records: Sequence[RunRecord]) -> list[Flat]:
         if data is not None:  # wherever the files are
             own.pop(f"settings.{own['workload']}.data", None)
         own["plugins"] = [p for p in own.get("plugins", ()) if p not in watching]
+        if not own["plugins"]:
+            own = {k: v for k, v in own.items() if k not in _SNAPSHOTS}
         found.append(own | {f"code.{key}": version for key, version in code.items()})
     return found
 

@@ -72,6 +72,8 @@ def bounds_text(mean: float, low: float, high: float, digits: int = 4) -> Markdo
 
 def interval_text(found: Interval, digits: int = 4) -> Markdown:
     """Return an interval in words."""
+    if math.isinf(found.high) and found.n > 1:
+        return Markdown(f"{found.mean:.{digits}f} (no spread over the seeds)")
     return bounds_text(found.mean, found.low, found.high, digits)
 
 

@@ -3,7 +3,8 @@
 Runs of one seed see the same batches and start from the same weights, so two contenders are
 compared seed by seed where at least two seeds are common (paired). Otherwise the two means are
 compared with Welch's degrees of freedom. Several runs of one seed count as their mean. One seed
-says nothing about the next one: an interval that rests on fewer than two is infinite.
+says nothing about the next one: an interval that rests on fewer than two is infinite. Seeds that
+all have the same value are one run, as if the seed decided nothing: no difference is told by them.
 """
 
 from __future__ import annotations
@@ -83,10 +84,12 @@ def comparable(*values: Values) -> Sequence[Values]:
 
 def difference(first: Values, second: Values) -> Interval:
     """Return the mean of the second minus that of the first, by seed if that is possible."""
-    if seeds := common_seeds(first, second):
+    seeds, (a, b) = common_seeds(first, second), map(seed_means, (first, second))
+    if is_one_run(first) and is_one_run(second) and a[0] != b[0]:
+        return _unbounded(b[0] - a[0], min(len(a), len(b)), PAIRED if seeds else WELCH)
+    if seeds:
         found = interval_of([_mean(second[k]) - _mean(first[k]) for k in seeds])
         return evolve(found, method=PAIRED)
-    a, b = seed_means(first), seed_means(second)
     n = min(len(a), len(b))
     mean = _mean(b) - _mean(a) if n else math.nan
     if n < 2:
@@ -107,6 +110,16 @@ def seed_means(values: Values) -> list[float]:
     """
     known = [_mean(own) for seed, own in values.items() if seed is not None]
     return [*known, *values.get(None, ())]
+
+
+def is_one_run(values: Values) -> bool:
+    """Whether several seeds have the same value, as those of a workload that ignores its seed.
+
+    >>> is_one_run({1: [2.0], 2: [2.0]}), is_one_run({1: [2.0], 2: [3.0]}), is_one_run({1: [2.0]})
+    (True, False, False)
+    """
+    means = seed_means(values)
+    return len(means) > 1 and len({*means}) == 1
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -17,6 +17,7 @@ from altcore_reporters.intervals import (
     difference,
     holm,
     interval_of,
+    is_one_run,
     seed_means,
 )
 
@@ -63,6 +64,8 @@ class Lead:
     """Whether the contenders have different seeds."""
     common: tuple[object, ...] = ()
     """The seeds that all contenders have; none if these are fewer than two."""
+    repeated: tuple[str, ...] = ()
+    """The contenders that have the same metric in each of several seeds."""
 
     @property
     def is_clear(self) -> bool:
@@ -84,6 +87,11 @@ class Lead:
             )
         common = ", ".join(map(str, self.common))
         return f"The seeds differ: the means are over those that all have ({common})."
+
+    @property
+    def about_repeats(self) -> str:
+        """Ends a sentence on the `repeated`."""
+        return "the same value with every seed, which tells nothing of another seed"
 
     @property
     def about_failures(self) -> str:
@@ -142,6 +150,7 @@ def lead_of(
         failed=lost_seeds(failed.get(best, ()), values[best], *(values[name] for name in others)),
         differ=any(own != keys[0] for own in keys),
         common=common_seeds(*(values[name] for name in means)),
+        repeated=tuple(name for name in means if is_one_run(values[name])),
     )
 
 

@@ -72,6 +72,16 @@ def test_other_data_are_another_condition():
     assert apart_from_format(runs) == apart_from_optimizer(runs) == expected
 
 
+def test_snapshots_make_a_condition_where_a_plugin_may_go_back_to_one():
+    """A rollback lands on the newest that is old enough: other weights come of other intervals."""
+    for plugins, expected in (
+        (["rollback"], ["snapshot_interval 5", "snapshot_interval 9"]),
+        (["ulp-stats"], ["", ""]),
+    ):
+        runs = [told(plugins=plugins, snapshot_interval=n, seed=n) for n in (5, 9)]
+        assert apart_from_format(runs) == expected
+
+
 def test_another_version_of_a_plugin_is_another_condition():
     """And another arm of the page; that of a diagnostic, or of a plugin of one run only, is not."""
     plugins = {"plugins": ["shrink", "ulp-stats"]}

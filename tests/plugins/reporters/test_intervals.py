@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from altcore_reporters.intervals import difference, holm, interval_of
+from altcore_reporters.leads import lead_of
 
 INFINITE = (-math.inf, math.inf)
 T_2 = 4.302652729911275
@@ -100,8 +101,20 @@ def test_equal_runs_differ_by_exactly_nothing():
     found = difference({1: [1.0], 2: [2.0]}, {1: [1.0], 2: [2.0]})
     assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
     assert not found.excludes_zero
-    constant = difference({None: [1.0, 1.0]}, {None: [2.0, 2.0]})
-    assert (constant.low, constant.high, constant.p) == (1.0, 1.0, 0.0)
+
+
+def test_seeds_that_are_one_run_tell_no_difference():
+    """To the last bit: their workload ignores the seed, and there is no spread to go by."""
+    constant = difference({1: [1.0], 2: [1.0], 3: [1.0]}, {1: [2.0], 2: [2.0], 3: [2.0]})
+    assert (constant.mean, constant.n) == (1.0, 3)
+    assert math.isinf(constant.high)
+    assert math.isnan(constant.p)
+    assert not constant.excludes_zero
+    lead = lead_of({"A": {1: [1.0], 2: [1.0]}, "B": {1: [2.0], 2: [2.0]}}, {})
+    assert lead.repeated == ("A", "B")
+    assert not lead.is_clear
+    # Different seeds with a constant difference are no such thing.
+    assert difference({1: [1.0], 2: [2.0]}, {1: [2.0], 2: [3.0]}).p == 0.0
 
 
 def test_scaling_turns_an_interval_around():
