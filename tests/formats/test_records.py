@@ -1,6 +1,8 @@
 """How records hold formats: by name and digest if they are installed, else whole."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,29 @@ def test_a_distribution_that_changed_is_named(shelf):
     shutil.rmtree(shelf.folder / "acme-1.1.dist-info")
     shelf.install("format", "OTHER", table_format("OTHER", [-1, 0, 2]), "acme", "1.2")
     check_digests(before)
+
+
+def test_a_format_of_another_copy_of_altcore_is_named_as_one():
+    """After altcore was purged and imported again, as in a notebook; not as no format at all."""
+    code = """
+import sys
+import altcore
+from altcore.formats import get_format
+get_format("E4M3"), get_format("E3M2"), get_format("MXFP4")
+for name in [name for name in sys.modules if name.split(".")[0] == "altcore"]:
+    del sys.modules[name]
+from altcore.formats import get_format
+for name in ("E4M3", "MXFP4"):
+    try:
+        get_format(name)
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "is of another copy of altcore, which this process imported before" in line
+        assert line.endswith("start Python, or the notebook's kernel, again")
