@@ -107,6 +107,7 @@ if TYPE_CHECKING:
         early_and_late,
         full_summary,
         other_code,
+        other_data,
         read_json,
         read_lines,
         read_new_lines,
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
         read_runs,
         replace_text,
         summary_of,
+        unlike_most,
     )
     from altcore.yaml_files import (
         read_mapping,
@@ -210,6 +212,8 @@ _HOME = {
     "read_runs": "altcore.runs",
     "full_summary": "altcore.runs",
     "other_code": "altcore.runs",
+    "other_data": "altcore.runs",
+    "unlike_most": "altcore.runs",
     "EVENTS": "altcore.runs",
     "METRICS": "altcore.runs",
     "TIMINGS": "altcore.runs",
@@ -304,6 +308,7 @@ __all__ = [
     "open_to_read",
     "ordinal",
     "other_code",
+    "other_data",
     "printable",
     "quantized_weights",
     "random_state",
@@ -321,6 +326,7 @@ __all__ = [
     "setting",
     "summary_of",
     "table_format",
+    "unlike_most",
 ]
 
 

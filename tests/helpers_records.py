@@ -25,11 +25,13 @@ class Told(RunRecord):
         timings: Iterable[Line] = (),
         run_id: str | None = None,
         code: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(name, "a test")
         self.summary = full_summary({"name": name, **(summary or {})})
         self.config, self.metrics, self.timings = config or {}, list(metrics), list(timings)
         self.environment = {"run_id": run_id} if run_id else {}
+        self.environment |= {"files": files} if files else {}
         if code:
             own = {key: {"from": version, "sha256": None} for key, version in code.items()}
             self.environment |= {"code": own}

@@ -42,7 +42,8 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
     found = verified(ledger, planned, asked.measures)
     groups = {**found.lacks, "unrecorded": dict.fromkeys(found.unrecorded, UNRECORDED)}
     if as_json:
-        print_json({"told": str(found), "completed": list(found.completed), **groups})
+        told = {"told": str(found), "completed": list(found.completed), "data": list(found.data)}
+        print_json({**told, **groups})
     else:
         echo(str(found))
         for key, jobs in groups.items():
@@ -51,6 +52,8 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
                 paragraph(f"{what}: {job}{f': {why}' if why else ''}")
             if len(jobs) > SHOWN and not all_:
                 echo(f"{what}: {len(jobs) - SHOWN} more (--all names them)")
+        for line in found.data:
+            paragraph(line)
     return None if found.is_whole else 1
 
 
@@ -93,6 +96,8 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
         echo(path)
     for job, problem in made.problems.items():
         say(f"{job}: {problem}", "warning")
+    for line in made.data:
+        say(line, "warning")
     if made.differing:
         told = f"not all runs were made alike: {', '.join(made.differing)} differ"
         say(f"{told}, as {asked.table}_metadata.json tells (provenance)", "warning")

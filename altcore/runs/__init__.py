@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from altcore.builtin_types import to_json
 from altcore.durable import no_space_named, replace_text
+from altcore.runs.alike import other_code, other_data, several, unlike_most
 from altcore.runs.as_left import altered, lines_of, warn_of_altered
 from altcore.runs.digests import contents, stamps
 from altcore.runs.directory import (
@@ -38,8 +39,8 @@ from altcore.runs.identity import (
     VALUES,
     code_of,
     data_identity,
+    files_of,
     identity_of,
-    other_code,
     platform_of,
     plugin_digest,
 )
@@ -234,6 +235,7 @@ __all__ = [
     "early_and_late",
     "environment",
     "file_digests",
+    "files_of",
     "find_end",
     "find_run",
     "finite",
@@ -267,6 +269,7 @@ __all__ = [
     "no_space_named",
     "number",
     "other_code",
+    "other_data",
     "platform_of",
     "plugin_digest",
     "read_configuration",
@@ -288,6 +291,7 @@ __all__ = [
     "save_snapshot",
     "saving_alone",
     "set_aside",
+    "several",
     "source_digest",
     "stamps",
     "stamps_of_files",
@@ -297,6 +301,7 @@ __all__ = [
     "tail",
     "tidy",
     "to_json",
+    "unlike_most",
     "update_manifest",
     "verdict_of",
     "warn_of_altered",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -101,35 +101,12 @@ def code_of(identity: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     return found
 
 
-def other_code(
-    codes: Sequence[Any],
-) -> dict[str, list[str | None]]:
-    """Return the names of which runs have several codes, with the text of each run's.
-
-    The digest decides, and without one the version: the text is that of the first with the same.
-    ``codes`` are as environment.json has them under ``code``.
-
-    >>> old, new = {"from": "mine 1.0", "sha256": "0a" * 32}, {"from": "mine 1.1", "sha256": None}
-    >>> other_code([{"shrink": old}, {"shrink": new}, {}])
-    {'shrink': ['mine 1.0 (0a0a0a0a0a0a)', 'mine 1.1', None]}
-    >>> other_code([{"shrink": old}, {"shrink": {**old, "from": "mine 1.1"}}, {"shrink": 5}, None])
-    {}
-    """
-    found = {}
-    known = [code if isinstance(code, Mapping) else {} for code in codes]  # a file may hold more
-    for name in dict.fromkeys(name for code in known for name in code):
-        parts = [code.get(name) for code in known]
-        pairs = [_key_and_text(part) if isinstance(part, Mapping) else None for part in parts]
-        texts = dict(reversed([pair for pair in pairs if pair]))
-        if len(texts) > 1:
-            found[name] = [pair and texts[pair[0]] for pair in pairs]
-    return found
-
-
-def _key_and_text(code: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what decides whether two codes are one, and a text."""
-    origin, digest = str(code.get("from")), str(code.get("sha256") or "")
-    return digest or origin, f"{origin} ({digest[:DIGITS]})" if digest else origin
+def files_of(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of each file that settings name, as environment.json holds them."""
+    data = identity.get("data") or {}
+    return {
+        place: digest for place, digest in data.items() if place not in ("sha256", "of", UNKNOWN)
+    }
 
 
 def platform_of(where: Mapping[str, Any]) -> dict[str, Any]:

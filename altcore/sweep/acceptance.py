@@ -12,6 +12,7 @@ from altcore.errors import BadInput, shown
 from altcore.runs import (
     CONFIG,
     ENDED,
+    ENVIRONMENT,
     METRICS,
     NAMES,
     SUMMARY,
@@ -20,7 +21,7 @@ from altcore.runs import (
     read_json,
 )
 
-FILES = (SUMMARY, METRICS, CONFIG)
+FILES = (SUMMARY, METRICS, CONFIG, ENVIRONMENT)
 """What a sweep reads of an accepted run."""
 RECORDED = (*NAMES, "changes", "format_digests", "format_origins", "steps_per_epoch")
 """Keys of a run's config.yaml that its job does not decide."""

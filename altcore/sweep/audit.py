@@ -5,9 +5,10 @@ Every file of `FILES` is read, which a look at the status of a sweep cannot affo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -16,24 +17,21 @@ from altcore.runs import (
     CONFIG,
     ENVIRONMENT,
     METRICS,
-    SUMMARY,
     altered,
     damaged_lines,
     other_code,
+    other_data,
     read_json,
     read_lines,
+    several,
     summary_of,
+    unlike_most,
 )
 from altcore.sweep.acceptance import JOB_DIGEST, check_there, differing, digests_of
 from altcore.sweep.attempt import attempts_in
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
 from altcore.sweep.rows import Row, row_of, survey
-
-DATA = "sha256"
-"""The fact of a workload that digests its data."""
-SHOWN = 12
-"""Digits of a digest."""
 
 
 @frozen(kw_only=True)
@@ -46,6 +44,8 @@ class Audit:
     """Runs of other data than most of those that ask for the same, and what they differ in."""
     other_code: Mapping[str, str]
     """Runs of which a format or a plugin is another than in most runs that have one of its name."""
+    data: Sequence[str]
+    """Lines on data that are not the same in all runs, as other settings may ask for."""
     unrecorded: Sequence[str]
     """Runs of which no digest was written down, since the worker died just then, or its attempt was
     removed. They were compared with what their jobs ask for."""
@@ -68,12 +68,25 @@ def audit(ledger: Ledger) -> Audit:
         except BadInput as error:
             rows.append(evolve(row, state=State.DAMAGED, why=str(error)))
     completed = [row.name for row in rows if row.state is State.COMPLETED]
+    runs = [ledger.run_of(name) for name in completed]
+    environments = [_environment(run) for run in runs]
+    codes = [environment.get("code") for environment in environments]
+    configs = [ledger.job(name).config for name in completed]
+    records = configs, [summary_of(run) for run in runs], environments
     return Audit(
         rows=rows,
-        other_data=_unusual(_data(ledger, completed), SHOWN),
-        other_code=_unusual(_code(ledger, completed)),
+        other_data=unlike_most(completed, other_data(*records)),
+        other_code=unlike_most(completed, [*other_code(codes).items()]),
+        data=several(completed, other_data(*records, whatever_was_asked=True)),
         unrecorded=unrecorded,
     )
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    """Return what a run recorded of code and files; nothing if that cannot be read."""
+    with suppress(BadInput):  # whoever tells of environments names it
+        return read_json(run / ENVIRONMENT)
+    return {}
 
 
 def check_accepted(ledger: Ledger, name: str) -> None:
@@ -132,47 +145,3 @@ def _check_lines(ledger: Ledger, job: Job, row: Row) -> None:
         raise BadInput(f"{run / METRICS} is damaged in line {damaged[0]}")
     for problem in altered(run).values():
         raise BadInput(problem)
-
-
-Groups = Mapping[tuple[str, str], Mapping[str, Sequence[str]]]
-"""The names of runs by their value of something that should be one: by its name, and who asks."""
-
-
-def _data(ledger: Ledger, names: Sequence[str]) -> Groups:
-    """Return runs by the digest of their data, of the same settings of workload."""
-    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for name in names:
-        facts = read_json(ledger.run_of(name) / SUMMARY).get("workload_facts", {})
-        config = ledger.job(name).config
-        settings = config.get("settings", {}).get(config["workload"], {})
-        asked = json.dumps([config["workload"], settings], sort_keys=True)
-        if facts.get(DATA):
-            by_digest = groups.setdefault((f"{DATA} of its data", asked), {})
-            by_digest.setdefault(facts[DATA], []).append(name)
-    return groups
-
-
-def _code(ledger: Ledger, names: Sequence[str]) -> Groups:
-    """Return runs by the code of each format and plugin of which they have several."""
-    codes = {}
-    for name in names:
-        with suppress(BadInput):  # whoever tells of environments names it
-            codes[name] = read_json(ledger.run_of(name) / ENVIRONMENT).get("code")
-    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for what, texts in other_code([*codes.values()]).items():
-        for name, text in zip(codes, texts, strict=True):
-            if text is not None:
-                groups.setdefault((what, ""), {}).setdefault(text, []).append(name)
-    return groups
-
-
-def _unusual(groups: Groups, most: int | None = None) -> dict[str, str]:
-    """Return the runs whose value is not that of most, with both: ``most`` letters of each."""
-    found: dict[str, list[str]] = {}
-    for (what, _), by_value in groups.items():
-        usual = max(by_value, key=lambda value: len(by_value[value]))
-        for own, names in by_value.items():
-            for name in names if own != usual else ():
-                told = f"{what} is {own[:most]}, and {usual[:most]} in {by_value[usual][0]}"
-                found.setdefault(name, []).append(told)
-    return {name: "; ".join(told) for name, told in found.items()}

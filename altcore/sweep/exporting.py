@@ -54,6 +54,8 @@ class Exported:
     problems: Mapping[str, str]
     """Jobs that are damaged, runs of other data or code than the rest, and runs of which it is not
     known where they were made, with what is wrong."""
+    data: Sequence[str]
+    """Lines on data that are not the same in all runs, as other settings may ask for."""
     differing: Sequence[str]
     """In what the environments of the runs differ, by the keys of `ORIGIN`. Other code is a
     problem of the job."""
@@ -97,6 +99,7 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         "damaged": found.damaged,
         "other_data": found.other_data,
         "other_code": found.other_code,
+        "data": found.data,
         "unrecorded": found.unrecorded,
     }
     lacking = jobs_without_result(found.rows)
@@ -120,6 +123,7 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         files=files,
         missing=missing,
         problems={**found.damaged, **found.other_code, **found.other_data, **unknown},
+        data=found.data,
         differing=[key for key in ORIGIN if key != "code" and _varies(key, origins)],
         lacking=incomplete,
         others=others,

@@ -41,6 +41,8 @@ class Verification:
     """Jobs that have no result, or none any more, and then why."""
     changed: Mapping[str, str]
     """Jobs that the sweep's file does not ask for, or not in this form."""
+    data: Sequence[str] = ()
+    """Lines on data that are not the same in all runs, as other settings may ask for."""
     unrecorded: Sequence[str] = ()
     """Those that were compared with their job alone; see `Audit.unrecorded`."""
 
@@ -108,6 +110,7 @@ def verify(
         damaged=audited.damaged,
         other_data=audited.other_data,
         other_code={n: t for n, t in audited.other_code.items() if n not in audited.other_data},
+        data=audited.data,
         unrecorded=audited.unrecorded,
         missing=dict(sorted({**missing, **dict.fromkeys(unknown, "")}.items())),
         changed=changed,

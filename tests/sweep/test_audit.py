@@ -217,6 +217,22 @@ def test_runs_of_other_data_are_named(tmp_path, capsys):
     assert told["other_data"] == dict(found.other_data)
 
 
+def test_files_that_settings_name_are_data(tmp_path, capsys):
+    """Those of a workload that digests nothing; other settings may ask for other data: a line."""
+    ledger = ledger_of(tmp_path, seeds=2, variants={"a": {}, "b": {"gpt.n_layer": 1}})
+    for i, job in enumerate(ledger.jobs()):
+        complete(ledger, job, environment={"files": {"gpt.data": ("b" if i else "a") * 64}})
+    found = verify(ledger, None, [])
+    a, b = "a" * 12, "b" * 12
+    assert found.other_data == {"a-seed43": f"file of gpt.data is {b}, and {a} in a-seed42"}
+    line = f"file of gpt.data is {a} in 1 run (a-seed42), {b} in 3 (a-seed43, ...)"
+    assert found.data == [line]
+    done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
+    assert line in " ".join(done.out.split())
+    done = call(capsys, "sweep", "export", "toy", "--sweeps-dir", tmp_path)
+    assert line in " ".join(done.err.split())
+
+
 def test_runs_of_other_code_are_named(tmp_path, capsys):
     """A format or a plugin that was upgraded between two jobs; other plugins are not others."""
     ledger = ledger_of(tmp_path, seeds=3, variants={"a": {}, "b": {"gpt.n_layer": 1}})

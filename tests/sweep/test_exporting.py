@@ -114,7 +114,9 @@ def test_an_environment_that_was_edited_is_named(tmp_path):
     file = ledger.run_of(job.name) / "environment.json"
     file.write_text(json.dumps({"processor": "two"}))
     problems = export(asked, ledger, tmp_path / "out").problems
-    assert problems == {job.name: f"{file} was changed: its digest is not that in summary.json"}
+    assert problems == {job.name: f"{file} is not what it was when the run was accepted"}
+    file.unlink()
+    assert export(asked, ledger, tmp_path / "out").problems == {job.name: f"{file} is missing"}
 
 
 def test_a_mapping_of_columns_is_the_whole_table(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from altcore.plugin import other_code
+from altcore.plugin import other_code, other_data
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -27,11 +27,14 @@ def changes_of(record: RunRecord) -> str | None:
 
 
 def versions_of(records: Sequence[RunRecord], watching: Collection[str]) -> list[dict[str, str]]:
-    """Return of each run the formats and plugins of which other runs have another version.
+    """Return of each run the formats, plugins and files of which other runs have another version.
 
-    Those of which the names are in ``watching`` change no number, and are left out.
+    Plugins of which the names are in ``watching`` change no number, and are left out.
     """
     found = other_code([record.environment.get("code") for record in records])
+    parts = ([getattr(r, part) for r in records] for part in ("config", "summary", "environment"))
+    data = other_data(*parts, whatever_was_asked=True)
+    found |= {what: [*row] for what, row in data if what.startswith("file of ")}
     return [
         {key: own[i] for key, own in found.items() if own[i] is not None and key not in watching}
         for i in range(len(records))

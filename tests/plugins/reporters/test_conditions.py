@@ -12,9 +12,9 @@ from altcore_reporters.conditions import (
 from altcore_reporters.pictures import differences, grouped
 
 
-def told(facts=None, code=None, **config):
+def told(facts=None, code=None, files=None, **config):
     summary = {"optimizer": config.get("optimizer"), "workload_facts": facts or {}}
-    return Told("r", summary, config, code=code)
+    return Told("r", summary, config, code=code, files=files)
 
 
 def test_format_seed_and_names_make_no_condition():
@@ -108,6 +108,15 @@ def test_another_version_of_what_is_compared_is_another_format_or_optimizer():
     assert apart_from_optimizer([versions[1], versions[3]]) == ["", ""]
     assert optimizers_of([versions[0], versions[1], versions[3]]) == ["sgd", "own 1", "own 2"]
     assert len(grouped(versions)) == 4
+
+
+def test_another_file_that_a_setting_names_is_another_condition():
+    """By what it holds, as of a workload that digests nothing."""
+    runs = [told(files={"own.table": digest * 8}) for digest in ("0123456789", "abcdef0123")]
+    assert apart_from_format(runs) == [
+        "file of own.table 012345678901", "file of own.table abcdef0123ab"
+    ]  # fmt: skip
+    assert len(grouped(runs)) == 2
 
 
 def test_what_was_changed_half_way_is_another_condition():

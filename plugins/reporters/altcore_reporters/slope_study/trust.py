@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from altcore.plugin import altered, other_code, read_interval
-from altcore_reporters.run_facts import data_of
+from altcore.plugin import altered, other_code, other_data, read_interval, unlike_most
 from altcore_reporters.slope_study.hypotheses import Result
 
 if TYPE_CHECKING:
@@ -69,8 +67,12 @@ def trust_of(
     judged = {*left_out, *(record.name for record in records)}
     missing = [name for name in jobs_of(records) if name not in judged]
     reasons = [(name, "it is a job of the sweep, and has no run here") for name in missing]
-    reasons += _unlike_most(records)
     usual: dict[str, list[float]] = {}
+    names = [record.name for record in records]
+    codes = [record.environment.get("code") for record in records]
+    parts = ([getattr(r, part) for r in records] for part in ("config", "summary", "environment"))
+    data = other_data(*parts, whatever_was_asked=True)  # a study is of one data set
+    reasons += [*unlike_most(names, [*other_code(codes).items(), *data]).items()]
     for record, result in zip(records, results, strict=True):
         courses = _courses(record, (*demands.every, *demands.ranges))
         problems = [
@@ -95,28 +97,6 @@ def jobs_of(records: Sequence[RunRecord]) -> list[str]:
     sweeps = {r.directory.absolute().parents[1] for r in records if r.directory}
     begun = (sweep for sweep in sweeps if (sweep / "sweep.yaml").is_file())
     return sorted(job.parent.name for sweep in begun for job in sweep.glob("jobs/*/job.json"))
-
-
-def _unlike_most(records: Sequence[RunRecord]) -> Iterator[Reason]:
-    """Yield which runs have other code or data than most that have, or ask for, the same."""
-    found = other_code([record.environment.get("code") for record in records])
-    asked = [_asked(record) for record in records]
-    for one in dict.fromkeys(asked):
-        pairs = zip(records, asked, strict=True)
-        found[f"data {one}"] = [data_of(r) if own == one else None for r, own in pairs]
-    for what, values in found.items():
-        (usual, _), *others = Counter(value for value in values if value).most_common() or [("", 0)]
-        for record, value in zip(records, values, strict=True) if others else ():
-            if value not in (None, usual):
-                name = "data" if what.startswith("data ") else what
-                yield record.name, f"{name} is {value}, and {usual} in most runs"
-
-
-def _asked(record: RunRecord) -> str:
-    """Return the data that a run asks for: workload and settings."""
-    workload = record.config.get("workload")
-    own = (record.config.get("settings") or {}).get(workload) or {}
-    return json.dumps([workload, own], sort_keys=True, default=str)
 
 
 def _of_run(record: RunRecord, result: Result) -> Iterator[str]:
