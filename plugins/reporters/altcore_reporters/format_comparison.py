@@ -175,7 +175,7 @@ def _of_lead(found: Lead) -> str:
     if found.differ:
         said.append(text(found.about_seeds))
     if found.repeated:
-        said.append(f"{listed(found.repeated)} has {found.about_repeats}.")
+        said.append(f"{listed(found.repeated)}: {found.about_repeats}.")
     if ahead:
         said.append(f"In the seeds that both have, it is above {listed(ahead)}.")
     if apart:

@@ -288,7 +288,7 @@ def _reasons(lead: Lead, known: Sequence[Outcome]) -> Iterator[str]:
     if lead.about_seeds:
         yield lead.about_seeds
     if lead.repeated:
-        yield f"{_some([labels[int(i)] for i in lead.repeated])} has {lead.about_repeats}."
+        yield f"{_some([labels[int(i)] for i in lead.repeated])}: {lead.about_repeats}."
     ahead = [labels[int(r.format)] for r in lead.rivals if r.is_ahead]
     if ahead:
         yield f"In the seeds that both have, it is above {_some(ahead)}."
