@@ -151,10 +151,13 @@ def _plain(
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[Leaf, Any]:
     """Return the leaves of ``other`` that ``one`` does not have so: settings, or whole keys.
 
-    A setting that ``other`` does not have is `GONE`.
+    What ``other`` does not have is `GONE`, as the steps that follow from epochs.
     """
-    found: dict[Leaf, Any] = {
-        (key,): value for key, value in other.items() if key != "settings" and one[key] != value
+    found: dict[Leaf, Any] = {(key,): GONE for key in one if key not in other}
+    found |= {
+        (key,): value
+        for key, value in other.items()
+        if key != "settings" and one.get(key, GONE) != value
     }
     for owner, settings in other["settings"].items():
         before = one["settings"].get(owner, {})

@@ -268,3 +268,19 @@ def test_a_job_has_the_settings_that_the_same_keys_give_a_run(tmp_path, grid):
         assert job.config == {
             k: v for k, v in load_config(None, given).to_plain().items() if k in job.config
         }
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "{evals_per_epoch: [null, 4], learning_rate: [0.1, 0.2]}",
+        "{epochs: [0.5, null], learning_rate: [0.1, 0.2]}",
+        "{learning_rate: [0.1, 0.2], warmup_epochs: [null, 0.5]}",
+    ],
+)
+def test_a_length_in_epochs_takes_the_default_steps_away(tmp_path, grid):
+    """Or its run would be refused: both were given."""
+    for job in jobs_of(sweep(tmp_path, f"base: {{gpt.size: tiny}}\ngrid: {grid}\n")):
+        given = {"gpt.size": "tiny", "label": "base", **job.factors}
+        config = load_config(None, given).to_plain()
+        assert job.config == {k: v for k, v in config.items() if k not in ("name", "runs_dir")}
