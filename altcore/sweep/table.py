@@ -146,10 +146,10 @@ def _to_numbers(rows: Sequence[dict[str, Any]], name: str) -> None:
 def _number(value: Any) -> Any:
     """Return a number that is given as text; anything else as it is.
 
-    >>> _number("1e-5"), _number("12"), _number("E5M2"), _number([1])
-    (1e-05, 12, 'E5M2', [1])
+    >>> _number("1e-5"), _number("12"), _number("1_2"), _number("E5M2"), _number([1])
+    (1e-05, 12, '1_2', 'E5M2', [1])
     """
-    for kind in (int, float) if isinstance(value, str) else ():
+    for kind in (int, float) if isinstance(value, str) and "_" not in value else ():
         try:
             return kind(value)
         except ValueError:
