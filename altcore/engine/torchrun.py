@@ -48,6 +48,15 @@ _NUMBERS = itertools.count()
 addresses of a process group in the store."""
 
 
+def _attempt() -> str:
+    """Return how often torchrun began anew, with a store that may have the addresses of the dead.
+
+    Of several machines each counts its own.
+    """
+    is_one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_one_machine else "0"
+
+
 @contextmanager
 def _told_while_waiting() -> Iterator[None]:
     """Say for whom this process waits, if they do not come soon: torch waits for half an hour."""
@@ -79,9 +88,9 @@ class TorchrunRanks(Ranks):
             if is_cuda:
                 torch.cuda.set_device(own)
             backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
-            with not_waiting(), _told_while_waiting():
+            with not_waiting(), _told_while_waiting(), self.lost_named():
                 common, rank, world_size = next(iter(rendezvous("env://")))
-                self.store = PrefixStore(f"altcore/{next(_NUMBERS)}", common)
+                self.store = PrefixStore(f"altcore/{_attempt()}/{next(_NUMBERS)}", common)
                 dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.parallel: DistributedDataParallel | None = None
