@@ -33,15 +33,21 @@ def _in_rank(rank, folder, function, args):
     dist.destroy_process_group()
 
 
-def by_torchrun(function, *args, codes=(0, 0)):
+def torchruns_store():
+    """Return a store as torchrun's agent keeps one: it outlives the ranks."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def by_torchrun(function, *args, codes=(0, 0), store=None, restarts=0):
     """Call a function in two processes that find each other as torchrun's do.
 
-    Like torchrun's agent, this process keeps the store: it outlives a rank. ``codes`` are the exit
-    codes that the processes must have; minus the number of the signal that killed one.
+    ``codes`` are the exit codes that the processes must have; minus the number of the signal that
+    killed one. torchrun gives the ones that it starts anew the same ``store``, and the number of
+    ``restarts``.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = store or torchruns_store()
     context = multiprocessing.get_context("forkserver")
-    given = (len(codes), store.port, function, args)
+    given = (len(codes), store.port, restarts, function, args)
     ranks = [context.Process(target=_by_torchrun, args=(i, *given)) for i in range(len(codes))]
     for rank in ranks:
         rank.start()
@@ -53,7 +59,7 @@ def by_torchrun(function, *args, codes=(0, 0)):
     assert ended == codes
 
 
-def _by_torchrun(rank, ranks, port, function, args):
+def _by_torchrun(rank, ranks, port, restarts, function, args):
     torch.set_num_threads(1)
     os.environ |= {
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
@@ -63,6 +69,8 @@ def _by_torchrun(rank, ranks, port, function, args):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": str(restarts),
+        "GROUP_WORLD_SIZE": "1",
     }
     function(rank, *args)
 

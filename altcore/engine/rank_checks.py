@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from altcore.engine.function_code import code_digest
 from altcore.engine.given_parts import names_given
 from altcore.engine.plugins import Plugin
 from altcore.engine.ranks import Ranks
+from altcore.engine.sending import check_sent
 from altcore.engine.shares import Drawn, check_drawn
 from altcore.errors import BadInput, shown
 from altcore.recipes import some
@@ -64,14 +65,17 @@ def _codes(model: nn.Module | None, loss: Any) -> Iterator[tuple[str, str | None
 def check_model(model: nn.Module, ranks: Ranks) -> None:
     """Raise `BadInput` unless all ranks have the same parameters and buffers, in one order.
 
-    Their numbers may differ: those of rank 0 are sent to all.
+    Their numbers may differ: those of rank 0 are sent to all, or refused if they cannot be.
     """
-    own = [*map(_described, chain(model.named_parameters(), model.named_buffers()))]
+    named = [*model.named_parameters(), *model.named_buffers()]
+    own = [*map(_described, named)]
     for rank, others in enumerate(ranks.gather(own)):
         for one, two in zip_longest(own, others, fillvalue="no more tensors"):
             if one != two:
                 told = f"{one} on rank {ranks.rank}, {two} on rank {rank}"
                 raise BadInput(told, key="model", hint=ONE_CODE)
+    for name, x in named if ranks.world_size > 1 else ():
+        check_sent(name, x)
 
 
 def _described(named: tuple[str, Tensor]) -> str:

@@ -23,6 +23,7 @@ from altcore.engine.losses import check_same_measures, means
 from altcore.engine.lost_ranks import is_of_messages, lost_rank
 from altcore.engine.randomness import seed_all
 from altcore.engine.ranks import Ranks
+from altcore.engine.sending import as_bytes, put_bytes
 from altcore.engine.shares import Drawn, check_drawn, share_of
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
 from altcore.hooks import Action, Proposal
@@ -46,6 +47,15 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _NUMBERS = itertools.count()
 """Of the runs that this process takes part in: a script may make several, and torch leaves the
 addresses of a process group in the store."""
+
+
+def _attempt() -> str:
+    """Return how often torchrun began anew, with a store that may have the addresses of the dead.
+
+    Of several machines each counts its own.
+    """
+    is_one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_one_machine else "0"
 
 
 @contextmanager
@@ -79,9 +89,9 @@ class TorchrunRanks(Ranks):
             if is_cuda:
                 torch.cuda.set_device(own)
             backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
-            with not_waiting(), _told_while_waiting():
+            with not_waiting(), _told_while_waiting(), self.lost_named():
                 common, rank, world_size = next(iter(rendezvous("env://")))
-                self.store = PrefixStore(f"altcore/{next(_NUMBERS)}", common)
+                self.store = PrefixStore(f"altcore/{_attempt()}/{next(_NUMBERS)}", common)
                 dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.parallel: DistributedDataParallel | None = None
@@ -110,7 +120,11 @@ class TorchrunRanks(Ranks):
         and may be run and differentiated in a probe before the backward pass.
         """
         with self.lost_named():
-            self.parallel = DistributedDataParallel(model, find_unused_parameters=True)
+            self.parallel = DistributedDataParallel(
+                model, find_unused_parameters=True, init_sync=False, broadcast_buffers=False
+            )
+            for name, x in (*model.named_parameters(), *model.named_buffers()):
+                _take({name: x})
 
     def seed(self, seed: int) -> None:
         """Seed the ranks but the first by a number of their own."""
@@ -149,14 +163,11 @@ class TorchrunRanks(Ranks):
 
     def _share_buffers(self, model: nn.Module) -> None:
         """Take rank 0's buffers, such as the running means of a batch norm."""
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in model.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer.detach())
-        for own in by_type.values():
-            flat = torch.cat([b.flatten() for b in own])
-            dist.broadcast(flat, 0)
-            for buffer, part in zip(own, flat.split([b.numel() for b in own]), strict=True):
-                buffer.copy_(part.view_as(buffer))
+        alike: dict[Any, dict[str, Tensor]] = {}
+        for name, buffer in model.named_buffers():
+            alike.setdefault((buffer.dtype, buffer.device), {})[name] = buffer
+        for own in alike.values():
+            _take(own)
 
     def average(
         self,
@@ -252,11 +263,11 @@ class TorchrunRanks(Ranks):
         buffers = dict(model.named_buffers(remove_duplicate=False))
         held = {f"weight {k}": v for k, v in weights.items() if k not in buffers}
         held |= {f"buffer {name}": value for name, value in buffers.items()}
-        sums = [v.contiguous().flatten().view(torch.uint8).long().sum() for v in held.values()]
-        own = torch.stack(sums).tolist() if sums else []
+        sums = [as_bytes(name, x).long().sum() for name, x in held.items()]
+        own = dict(zip(held, torch.stack(sums).tolist() if sums else [], strict=True))
         for rank, other in enumerate(self.gather(own)):
             if other != own:
-                name = next(n for n, a, b in zip(held, own, other, strict=True) if a != b)
+                name = next(n for n in (*own, *other) if own.get(n) != other.get(n))
                 ranks = f"rank {self.rank} and rank {rank}"
                 cause = "whatever changes gradients, weights or buffers must do the same on each"
                 raise AltcoreError(
@@ -320,6 +331,15 @@ class TorchrunRanks(Ranks):
                 if rank != self.rank and self.store.check([_error_key(rank)]):
                     found.append(f"rank {rank} failed: {self.store.get(_error_key(rank)).decode()}")
         return found
+
+
+def _take(own: Mapping[str, Tensor]) -> None:
+    """Let tensors of one type and device be as they are on rank 0, in one message."""
+    sent = [as_bytes(name, x) for name, x in own.items()]
+    flat = torch.cat(sent)
+    dist.broadcast(flat, 0)
+    for x, part in zip(own.values(), flat.split([len(own) for own in sent]), strict=True):
+        put_bytes(x, part)
 
 
 def _error_key(rank: int) -> str:

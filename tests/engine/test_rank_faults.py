@@ -16,7 +16,7 @@ import torch
 import yaml
 from attrs import define
 from helpers import PluginShelf, Starter, events, metrics_bytes, sha256, state, weights_sha256
-from helpers_distributed import by_torchrun
+from helpers_distributed import by_torchrun, torchruns_store
 from torch import nn
 
 import altcore
@@ -312,9 +312,13 @@ def resumed(rank, folder, corpus):
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others_and_all_go_on(tmp_path, corpus):
-    """Within 30 s; the resumed run has the bits of one that nobody interrupted."""
-    by_torchrun(killed, tmp_path, corpus, codes=(0, -signal.SIGKILL))
-    by_torchrun(resumed, tmp_path, corpus)
+    """Within 30 s; the resumed run has the bits of one that nobody interrupted.
+
+    torchrun may begin anew with the store in which the addresses of the dead are.
+    """
+    store = torchruns_store()
+    by_torchrun(killed, tmp_path, corpus, codes=(0, -signal.SIGKILL), store=store)
+    by_torchrun(resumed, tmp_path, corpus, store=store, restarts=1)
     one, other = (tmp_path / "runs" / name for name in ("killed", "whole"))
     assert events(one, "resume")[0]["checkpoint"] == "step-00000001"
     assert weights_sha256(one) == weights_sha256(other)

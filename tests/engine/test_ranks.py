@@ -11,7 +11,8 @@ from torch import nn
 
 import altcore
 from altcore.engine import prepare
-from altcore.errors import PluginError
+from altcore.engine.sending import as_bytes
+from altcore.errors import BadInput, PluginError
 from altcore.runs import read_lines
 
 DELAYED = {"activation": {"format": "FORMAT", "scaling": "delayed"}}
@@ -151,3 +152,47 @@ def with_own_measures(rank, runs, corpus):
 def test_measures_of_other_names_are_refused_by_name(tmp_path, corpus):
     """Before a mean is made of two things; also if one rank has more of them."""
     by_torchrun(with_own_measures, tmp_path / "two", corpus)
+
+
+class Odd(nn.Module):
+    """A model that holds what gloo or DDP cannot send."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        drawn = torch.rand(2, 3)
+        self.frozen = nn.Parameter(drawn.to(torch.float8_e4m3fn), requires_grad=False)
+        self.register_buffer("float8", drawn.to(torch.float8_e5m2))
+        self.register_buffer("expanded", torch.rand(1, 3, 1).expand(4, 3, 2))
+        self.register_buffer("unsigned", drawn.mul(100).to(torch.uint16))
+        self.register_buffer("turned", torch.view_as_complex(torch.rand(3, 2)).conj())
+        self.register_buffer("strided", torch.rand(6, 6)[::2, 1::3])
+        self.register_buffer("scalar", torch.rand(()))
+
+    def forward(self, x):
+        if self.training:
+            self.float8 = torch.rand(2, 3).to(torch.float8_e5m2)
+        return self.linear(x.float())
+
+
+def with_odd_tensors(rank, runs, corpus):
+    start = Starter(runs, corpus)
+    keys = {"data": lambda *_: torch.arange(16).view(4, 4), "loss": lambda m, x: m(x).mean()}
+    torch.manual_seed(rank)
+    model = Odd()
+    altcore.train(start.config(name="odd", max_steps=3), model=model, **keys)
+    saved = state(runs / "odd")["model"]
+    assert saved.keys() == model.state_dict().keys()
+    for name, x in model.state_dict().items():
+        assert torch.equal(as_bytes(name, x), as_bytes(name, saved[name])), name
+    sparse = Odd()
+    sparse.adjacency = nn.Buffer(torch.eye(2).to_sparse())
+    with pytest.raises(BadInput, match=r"model: adjacency is sparse_coo, which several processes"):
+        altcore.train(start.config(name="sparse"), model=sparse, **keys)
+    assert not (runs / "sparse").exists()
+
+
+@pytest.mark.slow
+def test_tensors_of_any_type_are_sent_as_they_are(tmp_path, corpus):
+    """Frozen parameters, too; a sparse one is refused by its name."""
+    by_torchrun(with_odd_tensors, tmp_path / "two", corpus)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from altcore.engine import torchrun
 from altcore.engine.torchrun import TorchrunRanks
-from altcore.errors import AltcoreError
+from altcore.errors import AltcoreError, LostRank
 
 
 class Model(nn.Module):
@@ -35,3 +37,24 @@ def test_what_differs_between_the_replicas_is_named(key, told, monkeypatch):
     model.get_buffer(key).add_(1) if "weight" not in key else nn.init.ones_(model.linear.weight)
     with pytest.raises(AltcoreError, match=f"replicas differ: {told} is not the same on rank 1"):
         ranks.check_replicas(model)
+
+
+@pytest.mark.parametrize(("machines", "group"), [("1", "altcore/2/5/"), ("2", "altcore/0/5/")])
+def test_processes_that_torchrun_starts_anew_do_not_meet_the_dead(machines, group, monkeypatch):
+    """Whose addresses the store has. Agents of several machines count restarts, each its own."""
+    given = {**dict.fromkeys(torchrun.TORCHRUN, "0"), "WORLD_SIZE": "2"}
+    given |= {"TORCHELASTIC_RESTART_COUNT": "2", "GROUP_WORLD_SIZE": machines}
+    monkeypatch.setattr(torchrun, "_NUMBERS", iter([5]))
+    store = dist.HashStore()
+    monkeypatch.setattr(torchrun, "rendezvous", lambda _: iter([(store, 0, 2)]))
+
+    def meet(backend, store, rank, world_size):
+        store.set("address", "here")
+        raise RuntimeError("Gloo connectFullMesh failed with [gloo/pair.cc:152] timed out")
+
+    monkeypatch.setattr(dist, "init_process_group", meet)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostRank, match="another process of the run is gone: Gloo connectFullMesh"):
+        TorchrunRanks("cpu")
+    assert store.check([f"{group}address"])
