@@ -104,7 +104,7 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
     if made.missing:
         some = ", ".join(made.missing)
         say(f"no run has {some}, neither in its summary nor as a measure", "warning")
-    _warn_of(made.lacking, made.others)
+    _warn_of(made.unasked, made.lacking, made.others)
 
 
 @click.command()
@@ -121,10 +121,10 @@ def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -
     from altcore.sweep import collect as collected
     from altcore.sweep import open_sweep
 
-    _, ledger = open_sweep(name, sweeps_dir)
+    asked, ledger = open_sweep(name, sweeps_dir)
     folder = Path(out) if out else ledger.folder / "archive"
     with _writing(folder):
-        made = collected(ledger, folder, checkpoints=checkpoints)
+        made = collected(asked, ledger, folder, checkpoints=checkpoints)
     for path, count in made.archives.items():
         echo(f"{path}: {count} run{'s' * (count != 1)}")
     for job, problem in made.left_out.items():
@@ -133,12 +133,12 @@ def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -
         say(f"{ledger.folder.name} has no completed run", "warning")
     for path in made.earlier:
         say(f"{path} was written before: no run of its variant is completed now", "warning")
-    _warn_of(made.lacking, made.others)
+    _warn_of(made.unasked, made.lacking, made.others)
 
 
-def _warn_of(lacking: str, others: Sequence[Path]) -> None:
-    """Tell which jobs have no result, and which files are no longer the sweep's."""
+def _warn_of(unasked: str, lacking: str, others: Sequence[Path]) -> None:
+    """Tell which jobs are other ones or have no result, and which files are not the sweep's."""
     for path in others:
         say(f"{path} stays: it is not what the sweep wrote there, and no part of it now", "warning")
-    if lacking:
-        say(lacking, "warning")
+    for told in filter(None, (unasked, lacking)):
+        say(told, "warning")

@@ -8,11 +8,15 @@ from attrs import frozen
 
 from altcore.errors import BadInput
 from altcore.sweep.carry_on import newest_step
+from altcore.sweep.expand import check_nothing, planned
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.retired import RETIRED
+from altcore.sweep.sweep_file import SweepFile
 
 SHOWN = 5
+OTHER = "the sweep file asks for another run of this name"
+NOT_ASKED = "the sweep file does not ask for it"
 
 
 @frozen(kw_only=True)
@@ -28,6 +32,32 @@ class Changes:
     """The jobs that have another priority now, and are the same runs."""
     damaged: Sequence[str] = ()
     """What is wrong with files of jobs, which are taken for neither."""
+    unknown: str = ""
+    """Why nobody knows what the file asks for; then the ledger's jobs are taken for that."""
+
+    @property
+    def unasked(self) -> dict[str, str]:
+        """The jobs of the ledger that the file does not ask for, or not in this form."""
+        return {**dict.fromkeys(self.changed, OTHER), **dict.fromkeys(self.removed, NOT_ASKED)}
+
+    @property
+    def told_unasked(self) -> str:
+        """A sentence that names such jobs; empty if there are none."""
+        if self.unknown:
+            return f"only the jobs that the sweep has are looked at: {self.unknown}"
+        if not self.unasked:
+            return ""
+        are = "job is not one" if len(self.unasked) == 1 else "jobs are not those"
+        told = f"{len(self.unasked)} {are} that the sweep file asks for"
+        return f"{told}: {_named([*self.unasked])}"
+
+
+def changes_since(sweep: SweepFile, ledger: Ledger) -> Changes:
+    """Compare a sweep's file, and the one of base keys that it names, as they are now."""
+    try:
+        return changes_of(ledger, planned(sweep, ledger, check_nothing))
+    except BadInput as error:
+        return Changes(added=(), changed=(), removed=(), unknown=str(error))
 
 
 def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
@@ -64,7 +94,7 @@ def bring_up_to_date(
     changes = changes_of(ledger, jobs)
     if not accept and (changes.changed or changes.removed):
         told = [
-            f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
+            f"{len(names)} {what}: {_named(names)}"
             for what, names in (("changed", changes.changed), ("removed", changes.removed))
             if names
         ]
@@ -81,6 +111,10 @@ def bring_up_to_date(
     for job in changes.reordered:
         ledger.give_priority(job)
     return changes
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
 
 
 def _hint(ledger: Ledger, names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from helpers_sweeps import complete
 
 from altcore.errors import BadInput
-from altcore.sweep import Job, Ledger, State, collect
+from altcore.sweep import Job, Ledger, State, SweepFile, collect
 from altcore.sweep.tables import LONG
 
 VALUES = [float(i) for i in range(LONG)]
@@ -76,7 +76,7 @@ def test_an_archive_has_them(ledger, tmp_path):
     complete(ledger, ledger.job("a"))
     complete(ledger, ledger.job("b"))
     assert ledger.standing("a").state is State.COMPLETED
-    (archive,) = collect(ledger, tmp_path / "out").archives
+    (archive,) = collect(SweepFile(study=True), ledger, tmp_path / "out").archives
     with tarfile.open(archive) as held:
         names = [name for name in held.getnames() if "/tables/" in name]
     (table,) = (ledger.folder / "tables").iterdir()
