@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from attrs import frozen
 
 from altcore.errors import BadInput
 from altcore.sweep.carry_on import newest_step
-from altcore.sweep.expand import check_nothing, planned
+from altcore.sweep.expand import check_nothing, jobs_of, planned
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.retired import RETIRED
@@ -73,6 +73,23 @@ def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
         reordered=[job for n, job in both.items() if known[n].priority != job.priority],
         damaged=list(damaged.values()),
     )
+
+
+def told_absent(sweep: SweepFile, names: Collection[str]) -> str:
+    """Return a sentence on the jobs that a sweep's file asks for beside ``names``, if there are any.
+
+    No job of the ledger is read.
+    """
+    if sweep.study:
+        return ""
+    try:
+        asked = [job.name for job in jobs_of(sweep, check_nothing)]
+    except BadInput as error:
+        return f"it is not known which jobs the sweep file asks for: {error}"
+    gone = [name for name in asked if name not in names]
+    there = "job is not there" if len(gone) == 1 else "jobs are not there"
+    told = f"{len(gone)} {there} that the sweep file asks for: {_named(gone)}"
+    return f"{told} (altcore sweep run adds what is missing)" if gone else ""
 
 
 def bring_up_to_date(

@@ -114,3 +114,34 @@ def test_an_archive_stays_of_a_variant_that_the_file_asks_for(tmp_path, capsys):
     shutil.rmtree(ledger.run_of("b-seed42"))
     call(capsys, "sweep", "collect", *where)
     assert (ledger.folder / "archive" / "b.tar.gz").is_file()
+
+
+ABSENT = "1 job is not there that the sweep file asks for: base-seed43 (altcore sweep run adds"
+
+
+def test_a_job_that_was_removed_is_missed_by_status_and_added_by_run(done, capsys, monkeypatch):
+    """Which is told the sweep's name: the sweep's own file is compared with it as any other one."""
+    where = ("toy", "--sweeps-dir", done.folder.parent)
+    ended = Exit(status="failed", error="none")
+    monkeypatch.setattr("altcore.sweep.worker.run_job", lambda *_, **__: ended)
+    assert "not there" not in call(capsys, "sweep", "status", *where).out
+    remove(done)
+    assert f"alert: {ABSENT}" in " ".join(call(capsys, "sweep", "status", *where).out.split())
+    found = call(capsys, "sweep", "run", *where)
+    assert (found.code, done.names()) == (1, ["base-seed42", "base-seed43"])
+    assert "1 job: base 1; into" in found.err
+    assert "1/2 runs completed" in found.out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [(edit, "2 changed: base-seed42, base-seed43"), (lose, "common.yaml")]
+)
+def test_a_sweep_told_by_its_name_is_not_run_as_something_else(done, capsys, change, told):
+    """Nor if nobody knows what it was; status says that."""
+    change(done)
+    where = ("toy", "--sweeps-dir", done.folder.parent)
+    found = call(capsys, "sweep", "run", *where)
+    assert found.code == 2
+    assert told in found.err
+    out = call(capsys, "sweep", "status", *where).out
+    assert ("it is not known which jobs" in out) == (change is lose)
