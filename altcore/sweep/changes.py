@@ -76,7 +76,7 @@ def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
 
 
 def told_absent(sweep: SweepFile, names: Collection[str]) -> str:
-    """Return a sentence on the jobs that a sweep's file asks for beside ``names``, if there are any.
+    """Return a sentence on jobs that a sweep's file asks for beside ``names``, if there are any.
 
     No job of the ledger is read.
     """

@@ -154,12 +154,17 @@ def test_a_mapping_of_columns_is_the_whole_table(tmp_path):
 
 
 def test_names_that_no_run_has_are_named(tmp_path, capsys):
-    ledger = ledger_of(tmp_path, columns=["val_los", "val_loss"], series={"loss": "q/los"})
-    complete(ledger, ledger.jobs()[0], lines=[{"step": 1}], val_loss=1.0)
+    """Be it a key of the summary, a value within one, or a measure; one that is null is there."""
+    columns = ["val_los", "val_loss", "evaluation.nope", "evaluation.nul", "seconds.x"]
+    ledger = ledger_of(tmp_path, columns=columns, series={"loss": "q/los"})
+    summary = {"val_loss": 1.0, "evaluation": {"nul": None}}
+    complete(ledger, ledger.jobs()[0], lines=[{"step": 1}], **summary)
     done = call(capsys, "sweep", "export", "toy", "--sweeps-dir", tmp_path)
-    assert "no run has q/los, val_los, neither in its summary nor as a measure" in done.err
+    missing = ["evaluation.nope", "q/los", "seconds.x", "val_los"]
+    told = f"no run has {', '.join(missing)}, neither in its summary nor as a measure"
+    assert told in " ".join(done.err.split())
     told = json.loads((ledger.folder / "export" / "runs_metadata.json").read_text())
-    assert told["missing"] == ["q/los", "val_los"]
+    assert told["missing"] == missing
 
 
 def test_text_among_numbers_is_refused(tmp_path):
