@@ -139,11 +139,12 @@ def run(
 ) -> int | None:
     """Run a sweep until every job has a result.
 
-    The same command again goes on where it was. FILE may be the name of a sweep that was begun;
-    options then change that one.
+    The same command again goes on where it was. FILE may be the name of a sweep that was begun:
+    its own file is then compared with it, and options change that one.
     """
     from altcore.sweep import (
         begin_sweep,
+        bring_up_to_date,
         checked_jobs_of,
         is_sweep_file,
         make_executor,
@@ -155,12 +156,15 @@ def run(
         asked = asked_of(file, given, sweeps_dir)
         make_executor(executor, asked.executors)  # refused before anything is written
         ledger, changes = begin_sweep(asked, checked_jobs_of(asked), sweeps_dir, accept=accept)
-        if changes.added:
-            say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
-        for problem in changes.damaged:
-            say(problem, "warning")
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
+        make_executor(executor, asked.executors)
+        jobs = checked_jobs_of(asked, ledger)
+        changes = bring_up_to_date(ledger, jobs, accept=accept, lost_after=asked.lost_after)
+    if changes.added:
+        say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
+    for problem in changes.damaged:
+        say(problem, "warning")
     began = time.monotonic()
     found = run_sweep(asked, ledger, executor, partial(say, level="info"))
     print_end(ledger.folder.name, found, time.monotonic() - began)

@@ -26,24 +26,26 @@ UNRECORDED = "compared with what its job asks for: no digest was written down"
 def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | None:
     """Check that every run is there, with its measures.
 
-    The exit code is 0 only when nothing is missing or other than the sweep file asks for.
+    The exit code is 0 only when nothing is missing or other than the sweep file asks for. If the
+    file of base keys that it names cannot be read, nobody knows, and the exit code is 1.
     """
     from altcore.sweep import check_nothing, open_sweep
     from altcore.sweep import planned as planned_in
     from altcore.sweep import verify as verified
 
     asked, ledger = open_sweep(name, sweeps_dir)
+    planned, unknown = None, ""
     try:
         planned = planned_in(asked, ledger, check_nothing)
     except BadInput as error:
         # A file of base keys may have been moved: what the ledger has can be verified.
-        say(f"only the jobs of {ledger.folder} are verified: {error}")
-        planned = None
+        unknown = f"only the jobs of {ledger.folder} are verified: {error}"
+        say(unknown, "warning")
     found = verified(ledger, planned, asked.measures)
     groups = {**found.lacks, "unrecorded": dict.fromkeys(found.unrecorded, UNRECORDED)}
     if as_json:
-        told = {"told": str(found), "completed": list(found.completed), "data": list(found.data)}
-        print_json({**told, **groups})
+        told = {"told": str(found), "unknown": unknown, "data": list(found.data)}
+        print_json({**told, "completed": list(found.completed), **groups})
     else:
         echo(str(found))
         for key, jobs in groups.items():
@@ -54,7 +56,7 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
                 echo(f"{what}: {len(jobs) - SHOWN} more (--all names them)")
         for line in found.data:
             paragraph(line)
-    return None if found.is_whole else 1
+    return None if found.is_whole and not unknown else 1
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
     if made.missing:
         some = ", ".join(made.missing)
         say(f"no run has {some}, neither in its summary nor as a measure", "warning")
-    _warn_of(made.lacking, made.others)
+    _warn_of(made.unasked, made.lacking, made.others)
 
 
 @click.command()
@@ -121,10 +123,10 @@ def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -
     from altcore.sweep import collect as collected
     from altcore.sweep import open_sweep
 
-    _, ledger = open_sweep(name, sweeps_dir)
+    asked, ledger = open_sweep(name, sweeps_dir)
     folder = Path(out) if out else ledger.folder / "archive"
     with _writing(folder):
-        made = collected(ledger, folder, checkpoints=checkpoints)
+        made = collected(asked, ledger, folder, checkpoints=checkpoints)
     for path, count in made.archives.items():
         echo(f"{path}: {count} run{'s' * (count != 1)}")
     for job, problem in made.left_out.items():
@@ -133,12 +135,12 @@ def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -
         say(f"{ledger.folder.name} has no completed run", "warning")
     for path in made.earlier:
         say(f"{path} was written before: no run of its variant is completed now", "warning")
-    _warn_of(made.lacking, made.others)
+    _warn_of(made.unasked, made.lacking, made.others)
 
 
-def _warn_of(lacking: str, others: Sequence[Path]) -> None:
-    """Tell which jobs have no result, and which files are no longer the sweep's."""
+def _warn_of(unasked: str, lacking: str, others: Sequence[Path]) -> None:
+    """Tell which jobs are other ones or have no result, and which files are not the sweep's."""
     for path in others:
         say(f"{path} stays: it is not what the sweep wrote there, and no part of it now", "warning")
-    if lacking:
-        say(lacking, "warning")
+    for told in filter(None, (unasked, lacking)):
+        say(told, "warning")

@@ -15,6 +15,7 @@ from attrs import frozen
 from altcore import durable
 from altcore.runs import CHECKPOINTS
 from altcore.sweep.audit import audit
+from altcore.sweep.changes import changes_since
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
 from altcore.sweep.outputs import (
@@ -27,6 +28,7 @@ from altcore.sweep.outputs import (
     remove_earlier,
     sha256_of,
 )
+from altcore.sweep.sweep_file import SweepFile
 from altcore.sweep.tables import TABLES, Table
 
 ENDING = ".tar.gz"
@@ -42,41 +44,45 @@ class Collected:
     """The jobs that are damaged, with the file and what is wrong with it."""
     lacking: str
     """Which jobs have no result yet, in a sentence; empty if all have one."""
+    unasked: str
+    """Which jobs the sweep file does not ask for, or not so, in a sentence; empty if none is."""
     earlier: Sequence[Path]
     """Archives that were written before, of variants of which no run is completed now."""
     others: Sequence[Path]
     """Files in the place of archives of variants that the sweep no longer has."""
 
 
-def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collected:
+def collect(sweep: SweepFile, ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collected:
     """Write ``VARIANT.tar.gz`` with the run and the job's file of each job that has a result.
 
     The long lists of these jobs are beside them, under ``tables``.
 
     A run that is not what was accepted is left out. The same runs make the same archive, byte for
     byte. It is there whole or not at all. ``SWEEP_archives.json`` names the archives with their
-    digests, and the jobs without a result. An archive that was written before is removed if the
-    sweep has no such variant any more; if it has, the archive may be the only copy of its runs.
+    digests, the jobs without a result, and those that the sweep file does not ask for. An archive
+    that was written before is removed if the sweep has no such variant any more; if it has, the
+    archive may be the only copy of its runs.
 
     Args:
+        sweep: the sweep's file.
         ledger: of the sweep.
         out: the folder; made if it is not there.
         checkpoints: whether checkpoints are archived, too, which are most of a run's bytes.
     """
     if not out.is_dir():
         durable.make_folder(out)
-    found = audit(ledger)
+    found, plan = audit(ledger), changes_since(sweep, ledger)
     completed = {row.name for row in found.rows if row.state is State.COMPLETED}
     by_variant: dict[str, list[Job]] = {}
     every = ledger.jobs()
     for job in every:
         if job.name in completed:
             by_variant.setdefault(job.variant, []).append(job)
-    sweep, lacking = ledger.folder.name, jobs_without_result(found.rows)
-    listing = out / f"{sweep}_archives.json"
-    kept = {listing.name, *(f"{job.variant}{ENDING}" for job in every)}
-    others = remove_earlier(out, [listing], sweep, kept)
-    there = {name: known for name, known in files_in(listing, sweep).items() if name in kept}
+    name, lacking = ledger.folder.name, jobs_without_result(found.rows, plan)
+    listing = out / f"{name}_archives.json"
+    kept = {listing.name, *(f"{job.variant}{ENDING}" for job in (*every, *plan.added))}
+    others = remove_earlier(out, [listing], name, kept)
+    there = {file: known for file, known in files_in(listing, name).items() if file in kept}
     made = {}
     for variant, jobs in by_variant.items():
         path = out / f"{variant}{ENDING}"
@@ -85,7 +91,12 @@ def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collecte
             try:
                 _write(temporary, ledger, jobs, checkpoints=checkpoints)
                 there[path.name] = sha256_of(temporary)
-                told = {SWEEP: sweep, LACKING: lacking, FILES: there}
+                told = {
+                    SWEEP: name,
+                    LACKING: lacking,
+                    "changed": plan.unasked,
+                    FILES: there,
+                }
                 durable.replace_text(listing, json.dumps(told, indent=1) + "\n")
                 durable.rename(temporary, path)
             finally:
@@ -94,8 +105,9 @@ def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collecte
     return Collected(
         archives=made,
         left_out=found.damaged,
-        lacking=lacking_told(lacking, len(found.rows)),
-        earlier=[out / name for name in there if out / name not in made],
+        lacking=lacking_told(lacking, len(completed)),
+        unasked=plan.told_unasked,
+        earlier=[out / file for file in there if out / file not in made],
         others=others,
     )
 

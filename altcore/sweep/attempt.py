@@ -20,7 +20,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from attrs.validators import instance_of
 
 from altcore import durable
 from altcore.errors import BadInput, NoSpace, UnreadableFile
-from altcore.sweep.carry_on import newest_step
+from altcore.sweep.carry_on import copy_place, newest_step
 from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.processes import Process, this_process
 from altcore.sweep.records import number, read_record
@@ -139,6 +139,27 @@ class Attempt:
         # A holder that was too late may have made ``work`` anew.
         places = (self.folder / TAKEN / name, self.folder / WORK / name)
         return next((p for p in places if durable.is_own_folder(p)), None)
+
+    def waits_for_copy(self, name: str) -> bool:
+        """Return whether it ended before it had a copy of the run from which it was to go on."""
+        places = (self.folder / TAKEN / name, self.work / name)
+        return any(copy_place(p).is_dir() for p in places)
+
+
+def run_to_go_on_from(
+    attempts: Sequence[Attempt], name: str, changed: Mapping[str, Any]
+) -> Path | None:
+    """Return the directory of the run from which another attempt goes on; None if it begins anew.
+
+    The run of an attempt that published it is the sweep's, and if somebody removed that one, no
+    copy that an earlier attempt has brings it back.
+    """
+    for attempt in reversed(attempts):
+        if attempt.lease.changed == changed:
+            run = attempt.run_directory(name)
+            if run is not None or not attempt.waits_for_copy(name):
+                return run
+    return None
 
 
 def attempt_at(job_folder: Path, number: int) -> Attempt:
@@ -266,7 +287,11 @@ class Held:
 
 
 def lease(
-    job_folder: Path, number: int, changed: Mapping[str, Any], executor: str = ""
+    job_folder: Path,
+    number: int,
+    changed: Mapping[str, Any],
+    executor: str = "",
+    before: Path | None = None,
 ) -> Held | None:
     """Lease an attempt; return None if somebody was first, or took the job out of its sweep.
 
@@ -284,6 +309,8 @@ def lease(
     with durable.no_space_named(made):
         try:
             durable.make_folder(made / WORK)
+            if before is not None:
+                copy_place(made / WORK / before.name).mkdir()
             inode = (made / WORK).stat().st_ino
             durable.write_file(made / LEASE, json.dumps(asdict(own), indent=1).encode())
             target = attempt_at(job_folder, number)
@@ -296,7 +323,7 @@ def lease(
             durable.fsync_folder(target.folder.parent)
         finally:
             durable.remove(made)
-    return Held(target, own, inode)
+    return Held(target, own, inode, before)
 
 
 @define

@@ -17,6 +17,11 @@ def newest_step(run: Path | None) -> int:
     return max((int(p.name.removeprefix("step-")) for p in found if is_checkpoint(p)), default=-1)
 
 
+def copy_place(target: Path) -> Path:
+    """Return where `copy_run` makes its copy. While that is there, the run was not copied."""
+    return target.with_name(f".{target.name}.copy")
+
+
 def copy_run(source: Path, target: Path) -> None:
     """Copy a run's directory, whole or not at all. Files of checkpoints, which nobody changes, are
     linked.
@@ -24,15 +29,17 @@ def copy_run(source: Path, target: Path) -> None:
     The source may be written to meanwhile. A resume finds the newest checkpoint that is whole. A
     run without one, which begins anew, is not copied.
     """
-    made = target.with_name(f".{target.name}.copy")
+    made = copy_place(target)
     with durable.no_space_named(target):
         _copy(source, made)
         if any(is_checkpoint(path) for path in (made / CHECKPOINTS).glob("*")):
             durable.rename(made, target)
+        else:
+            durable.remove(made)
 
 
 def _copy(source: Path, target: Path) -> None:
-    durable.make_folder(target)
+    target.mkdir(parents=True, exist_ok=True)
     for folder, folders, names in os.walk(source):
         own = Path(folder)
         there = target / own.relative_to(source)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from attrs import frozen
 
 from altcore.errors import BadInput
 from altcore.sweep.carry_on import newest_step
+from altcore.sweep.expand import check_nothing, jobs_of, planned
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.retired import RETIRED
+from altcore.sweep.sweep_file import SweepFile
 
 SHOWN = 5
+OTHER = "the sweep file asks for another run of this name"
+NOT_ASKED = "the sweep file does not ask for it"
 
 
 @frozen(kw_only=True)
@@ -28,6 +32,32 @@ class Changes:
     """The jobs that have another priority now, and are the same runs."""
     damaged: Sequence[str] = ()
     """What is wrong with files of jobs, which are taken for neither."""
+    unknown: str = ""
+    """Why nobody knows what the file asks for; then the ledger's jobs are taken for that."""
+
+    @property
+    def unasked(self) -> dict[str, str]:
+        """The jobs of the ledger that the file does not ask for, or not in this form."""
+        return {**dict.fromkeys(self.changed, OTHER), **dict.fromkeys(self.removed, NOT_ASKED)}
+
+    @property
+    def told_unasked(self) -> str:
+        """A sentence that names such jobs; empty if there are none."""
+        if self.unknown:
+            return f"only the jobs that the sweep has are looked at: {self.unknown}"
+        if not self.unasked:
+            return ""
+        are = "job is not one" if len(self.unasked) == 1 else "jobs are not those"
+        told = f"{len(self.unasked)} {are} that the sweep file asks for"
+        return f"{told}: {_named([*self.unasked])}"
+
+
+def changes_since(sweep: SweepFile, ledger: Ledger) -> Changes:
+    """Compare a sweep's file, and the one of base keys that it names, as they are now."""
+    try:
+        return changes_of(ledger, planned(sweep, ledger, check_nothing))
+    except BadInput as error:
+        return Changes(added=(), changed=(), removed=(), unknown=str(error))
 
 
 def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
@@ -43,6 +73,23 @@ def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
         reordered=[job for n, job in both.items() if known[n].priority != job.priority],
         damaged=list(damaged.values()),
     )
+
+
+def told_absent(sweep: SweepFile, names: Collection[str]) -> str:
+    """Return a sentence on jobs that a sweep's file asks for beside ``names``, if there are any.
+
+    No job of the ledger is read.
+    """
+    if sweep.study:
+        return ""
+    try:
+        asked = [job.name for job in jobs_of(sweep, check_nothing)]
+    except BadInput as error:
+        return f"it is not known which jobs the sweep file asks for: {error}"
+    gone = [name for name in asked if name not in names]
+    there = "job is not there" if len(gone) == 1 else "jobs are not there"
+    told = f"{len(gone)} {there} that the sweep file asks for: {_named(gone)}"
+    return f"{told} (altcore sweep run adds what is missing)" if gone else ""
 
 
 def bring_up_to_date(
@@ -64,7 +111,7 @@ def bring_up_to_date(
     changes = changes_of(ledger, jobs)
     if not accept and (changes.changed or changes.removed):
         told = [
-            f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
+            f"{len(names)} {what}: {_named(names)}"
             for what, names in (("changed", changes.changed), ("removed", changes.removed))
             if names
         ]
@@ -81,6 +128,10 @@ def bring_up_to_date(
     for job in changes.reordered:
         ledger.give_priority(job)
     return changes
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
 
 
 def _hint(ledger: Ledger, names: Sequence[str]) -> str:

@@ -50,8 +50,8 @@ class Exit:
     used: Mapping[str, Any] = field(factory=dict, validator=check_used)
     """What it used, as `altcore.sweep.usage` measures it."""
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
-    """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
-    halve them."""
+    """Settings, by dotted key, that a retry may halve, as the run had them: those that the job
+    leaves to its workload, and fractions that it gives as whole numbers."""
     changes: Sequence[str] = field(factory=list, validator=_LIST)
     """What the job bound anew in torch: its process is not as it was, and numbers may be others."""
     accepted: Mapping[str, str] = field(factory=dict, validator=_TEXTS)

@@ -20,6 +20,7 @@ from altcore.builtin_types import to_json
 from altcore.errors import BadInput
 from altcore.runs import ENVIRONMENT, METRICS, altered, lines_of, read_environment
 from altcore.sweep.audit import audit
+from altcore.sweep.changes import changes_since
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.outputs import (
     FILES,
@@ -61,6 +62,8 @@ class Exported:
     problem of the job."""
     lacking: str
     """Which jobs have no result yet, in a sentence; empty if all have one."""
+    unasked: str
+    """Which jobs the sweep file does not ask for, or not so, in a sentence; empty if none is."""
     others: Sequence[Path]
     """Files in the place of some that an earlier export wrote, and this one did not."""
 
@@ -79,7 +82,7 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
     Returns:
         What was written, and what was not found.
     """
-    found = audit(ledger)
+    found, plan = audit(ledger), changes_since(sweep, ledger)
     whole = table_of(sweep, ledger, found.rows)
     completed = [row.name for row in found.rows if row.state is State.COMPLETED]
     head, means = statistics_of(whole, with_changed=with_changed)
@@ -101,13 +104,14 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         "other_code": found.other_code,
         "data": found.data,
         "unrecorded": found.unrecorded,
+        "changed": plan.unasked,
     }
-    lacking = jobs_without_result(found.rows)
+    lacking = jobs_without_result(found.rows, plan)
     told[LACKING] = lacking
     listing = f"{sweep.table}{METADATA}"
     texts[listing] = _json(told)
-    incomplete = lacking_told(lacking, len(found.rows))
-    args = sweep, table, head, left_out, incomplete
+    incomplete = lacking_told(lacking, len(completed))
+    args = sweep, table, head, left_out, [incomplete, plan.told_unasked]
     texts[DICTIONARY] = _dictionary(*args, with_changed=with_changed)
     for folder in (out, out / SERIES) if sweep.series else (out,):
         if not folder.is_dir():
@@ -126,6 +130,7 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         data=found.data,
         differing=[key for key in ORIGIN if key != "code" and _varies(key, origins)],
         lacking=incomplete,
+        unasked=plan.told_unasked,
         others=others,
     )
 
@@ -229,7 +234,7 @@ def _dictionary(
     table: Table,
     head: Sequence[str],
     left_out: Mapping[str, str],
-    incomplete: str,
+    warnings: Sequence[str],
     *,
     with_changed: bool,
 ) -> str:
@@ -241,7 +246,7 @@ def _dictionary(
     lines = [
         f"# The runs of {sweep.name}",
         "",
-        *([f"**{incomplete}.**", ""] if incomplete else []),
+        *(line for told in warnings if told for line in (f"**{told}.**", "")),
         f"`{sweep.table}.csv` has a row for each of {_counted(len(table.rows), left_out)}. "
         "What does not apply is empty, and lists and mappings are JSON. A text may look like a "
         'number, as a variant called 007: `pandas.read_csv(FILE, dtype={"variant": str})` reads '

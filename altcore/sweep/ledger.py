@@ -39,6 +39,7 @@ from altcore.sweep.attempt import (
     attempt_at,
     attempts_in,
     lease,
+    run_to_go_on_from,
 )
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.exits import LOST, Exit
@@ -319,13 +320,10 @@ class Ledger:
         self._check_asked(job)
         changed = standing.decision.changed if standing.decision else {}
         number = last.number + 1 if last else 1
-        # The last attempt may have ended before it had a copy of the one before.
-        same = (a for a in reversed(standing.attempts) if a.lease.changed == changed)
-        before = next(filter(None, (a.run_directory(job.name) for a in same)), None)
-        held = lease(self.folder / JOBS / job.name, number, changed, executor)
+        before = run_to_go_on_from(standing.attempts, job.name, changed)
+        held = lease(self.folder / JOBS / job.name, number, changed, executor, before)
         if held is not None:
             self._check_asked(job, held)
-            held.before = before
         elif not (self.folder / JOBS / job.name).exists():
             raise BadInput(GONE)
         return held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
@@ -30,6 +32,17 @@ class Alerts:
     epochs: float | None = setting(
         None, help="epochs of a run whose job may take longer than that", validator=optional(gt(0))
     )
+
+
+def check_finite(held: Any, key: str) -> None:
+    """Raise `BadInput`, with the key, for a number that is not finite, at any depth."""
+    if isinstance(held, float) and not math.isfinite(held):
+        problem = f"a finite number is needed, not {shown(held)}"
+        raise BadInput(problem, key=key, hint="null, or no such key, is no limit")
+    for name, part in held.items() if isinstance(held, Mapping) else ():
+        check_finite(part, f"{key}.{name}")
+    for part in held if isinstance(held, list) else ():
+        check_finite(part, key)
 
 
 def range_of(name: str, given: Any) -> Range:

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs import read_json
+from altcore.sweep.changes import Changes
 from altcore.sweep.ledger import State
 from altcore.sweep.rows import Row
 
 SWEEP, FILES, LACKING = "sweep", "sha256", "without_result"
 """Keys of a list of files: whose they are, their digests by name, and the jobs not in them."""
+ABSENT = "not in the folder of the sweep"
 NAMED = 10
 """Jobs without a result that are named in a sentence."""
 
 
-def jobs_without_result(rows: Iterable[Row]) -> dict[str, str]:
-    """Return the jobs that have no accepted run, each with its state."""
-    return {row.name: row.state.value for row in rows if row.state is not State.COMPLETED}
+def jobs_without_result(rows: Sequence[Row], plan: Changes) -> dict[str, str]:
+    """Return the jobs that have no accepted run, each with its state.
+
+    Those of the ``plan`` are among them that the sweep's folder does not have.
+    """
+    there = {row.name: row.state for row in rows}
+    left = {name: state.value for name, state in there.items() if state is not State.COMPLETED}
+    absent = {job.name: ABSENT for job in plan.added if job.name not in there}
+    return dict(sorted({**left, **absent}.items()))
 
 
-def lacking_told(lacking: Mapping[str, str], jobs: int) -> str:
+def lacking_told(lacking: Mapping[str, str], completed: int) -> str:
     """Return in a sentence which of a sweep's jobs have no result; empty if all have one."""
     if not lacking:
         return ""
     named = [f"{job} ({state})" for job, state in list(lacking.items())[:NAMED]]
     more = len(lacking) - len(named)
     named += [f"and {more} more"] * bool(more)
-    return f"{jobs - len(lacking)} of {jobs} jobs are completed; missing: {', '.join(named)}"
+    jobs = completed + len(lacking)
+    return f"{completed} of {jobs} jobs are completed; missing: {', '.join(named)}"
 
 
 def files_in(path: Path, sweep: str) -> dict[str, str]:

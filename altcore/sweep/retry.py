@@ -126,7 +126,7 @@ def decide(
         return Decision(goes_on=False, why=f"{cause}: {_attempts(rule.limit)} after a failure")
     if rule.repeat:
         return Decision(goes_on=True, why=f"{cause}: tried again as it was", changed=changed)
-    halved = _halved(rule.halve, config, {**last.settings, **changed})
+    halved = _halved(rule.halve, config, {**changed, **last.settings})
     if not halved:
         wanted = ", ".join(rule.halve) or "nothing"
         return Decision(

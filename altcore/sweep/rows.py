@@ -19,7 +19,7 @@ from altcore.sweep.kept import of_accepted, remembering
 from altcore.sweep.ledger import JOBS, Ledger, State
 from altcore.sweep.run_time import accepted_of, changed_in, ended_in, seconds_of_run
 
-VERSION = "4"
+VERSION = "5"
 """Of what is kept of a row."""
 
 
@@ -124,15 +124,18 @@ def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
     plain: dict[str, Any] = {"exits": [], "attempts": 0, "changed": {}, "run_seconds": None}
     try:
         attempts = attempts_in(ledger.folder / JOBS / name)
-        known = ended_in(attempts)
-        accepted = accepted_of(known)
+        accepted = accepted_of(attempts)
         # Who was late is refused after the run was accepted.
-        exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
+        exits = [
+            ended
+            for attempt, ended in ended_in(attempts)
+            if accepted is None or attempt.number <= accepted.number
+        ]
         plain |= {"attempts": len(attempts), "exits": [ended.to_plain() for ended in exits]}
         check_end(run, None if accepted is None else exits[-1].status)
         check_there(run, () if accepted is None else exits[-1].accepted, [METRICS])
         plain |= {"changed": _changed_for(run, ledger, accepted)}
-        plain |= {"run_seconds": seconds_of_run(known), "problem": ""}
+        plain |= {"run_seconds": seconds_of_run(attempts), "problem": ""}
         if accepted is None:
             ended = end_of_run(run)
             plain |= {"run_seconds": ended.seconds}

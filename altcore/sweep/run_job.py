@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from altcore.errors import (
     text_of,
 )
 from altcore.hooks import describe_settings
-from altcore.registry import find
+from altcore.registry import HOOK_KINDS, find
 from altcore.runs import ENDED, ChangedRun, has_summary, summary_of
 from altcore.signals import is_from_signal
 from altcore.sweep.attempt import Attempt, Held
@@ -68,8 +69,9 @@ def run_job(
 ) -> Exit:
     """Train a job's run in the attempt's folder, from where an earlier attempt left it.
 
-    If one of the ``rules`` halves settings after the failure, those are told that the workload
-    chose. ``usage`` begins with the attempt. ``passed_in`` returns what the run gets from Python.
+    If one of the ``rules`` halves settings after the failure, the run's own numbers are told where
+    the configuration does not have them so. ``usage`` begins with the attempt. ``passed_in``
+    returns what the run gets from Python.
 
     Raises:
         Leave: if a signal asked the process to leave, or its folder cannot be written for now.
@@ -97,7 +99,7 @@ def run_job(
         step = newest_step(held.attempt.run_directory(job.name))
         raise Leave(evolve(ended, cause=cause, checkpoint=step), came.leaves)
     if ended.counts and rules.get(cause_of(ended, rules), Rule()).halve:
-        return evolve(ended, settings=_left_to_workload(job))
+        return evolve(ended, settings=_to_halve(job, held.lease.changed))
     return ended
 
 
@@ -181,15 +183,41 @@ def _denied(error: BaseException, folder: Path) -> OSError | None:
     return None
 
 
-def _left_to_workload(job: Job) -> dict[str, Any]:
-    """Return the settings that a job leaves to its workload, as that chose them.
+def _to_halve(job: Job, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a run that it did not have so from its job, by dotted key.
+
+    Those are what is left to the workload, and fractions that are given as whole numbers.
+    """
+    try:
+        config = job.train_config("runs", changed)
+    except BadInput:  # which is why it failed
+        return {}
+    own = {key: getattr(config, key, None) for key in changed}
+    fractions = {key: value for key, value in own.items() if isinstance(value, float)}
+    return {**_left_to_workload(config), **fractions, **_fractions(config)}
+
+
+def _fractions(config: TrainConfig) -> dict[str, float]:
+    """Return the settings that are given as whole numbers, and may be fractions by their types."""
+    kinds = {config.workload: ("workload",), config.optimizer: ("optimizer",)}
+    found: dict[str, float] = {}
+    for owner, given in config.settings.items():
+        with suppress(AltcoreError):  # what is not installed stopped the run
+            told = describe_settings(find(owner, kinds.get(owner, HOOK_KINDS)).load())
+            types = {setting["name"]: setting["type"].split(" | ") for setting in told}
+            whole = [n for n in given if type(given[n]) is int and "float" in types.get(n, ())]
+            found |= {f"{owner}.{name}": float(given[name]) for name in whole}
+    return found
+
+
+def _left_to_workload(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that a configuration leaves to its workload, as that chose them.
 
     A workload's facts have them, if they tell anything. It is built anew, since a run whose memory
     was too small may have no record.
     """
     from altcore.engine import build_workload, choose_device
 
-    config = job.train_config("runs", {})
     given = config.settings.get(config.workload, {})
     try:
         facts = build_workload(config, choose_device("cpu")).facts

@@ -18,21 +18,36 @@ def ended_in(attempts: Sequence[Attempt]) -> Ended:
     return [(a, ended) for a in attempts if (ended := _end(a)) is not None]
 
 
-def accepted_of(known: Ended) -> Attempt | None:
-    """Return the attempt whose run was accepted: who was later is refused."""
-    return next((a for a, ended in reversed(known) if ended.is_complete), None)
+def accepted_of(attempts: Sequence[Attempt]) -> Attempt | None:
+    """Return the attempt whose run was accepted; None if no record says which one that is.
+
+    Who was later is refused. One that did not end may have made the run again, if somebody had
+    removed it, and its worker was killed before it wrote that down.
+    """
+    for attempt in reversed(attempts):
+        ended = _end(attempt)
+        if ended is None or ended.is_complete:
+            return attempt if ended else None
+    return None
 
 
-def seconds_of_run(known: Ended) -> float | None:
+def seconds_of_run(attempts: Sequence[Attempt]) -> float | None:
     """Return the wall-clock seconds of the run that was accepted, of all attempts that led to it.
 
-    An attempt with other settings was another run. None if no end of a run is known.
+    An attempt with other settings was another run, and so was one before a run that was removed.
+    None if no end of a run is known.
     """
-    accepted = accepted_of(known)
+    accepted = accepted_of(attempts)
     if accepted is None:
         return None
-    changed = changed_in(accepted)
-    own = [e for a, e in known if a.number <= accepted.number and changed_in(a) == changed]
+    changed, own = changed_in(accepted), list[Exit]()
+    for attempt, ended in ended_in(attempts):
+        if attempt.number > accepted.number:
+            break
+        if own and own[-1].is_complete:
+            own.clear()
+        if changed_in(attempt) == changed:
+            own.append(ended)
     told = [e.seconds for e in own if e.seconds is not None]
     return sum(told) if told else None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
+from altcore.sweep.changes import told_absent
 from altcore.sweep.declared import BUSY, GPU_MEMORY, Declared
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.quality import accepted_collapses, alerts_of, outside
@@ -134,6 +135,8 @@ def status_of(sweep: SweepFile, ledger: Ledger, now: float | None = None) -> Sta
     """Return how a sweep stands, now or at another moment, in seconds since the epoch."""
     rows = survey(ledger)
     alerts = alerts_of(ledger, rows, sweep.limits, time.time() if now is None else now)
+    if told := told_absent(sweep, {row.name for row in rows}):
+        alerts.append(told)
     if sweep.collapse_is == "failure":
         alerts += accepted_collapses(rows)
     found = Status(rows=rows, outside=outside(ledger, rows, sweep.ranges), alerts=alerts)

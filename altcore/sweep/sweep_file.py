@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from fractions import Fraction
 from importlib.resources import files
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve, fields, fields_dict, frozen
-from attrs.validators import gt, in_, optional
+from attrs.validators import and_, gt, in_, le, optional
 
 from altcore.config import TrainConfig, check_name, read_interval
 from altcore.errors import BadInput, Source, item_key, keyed, located, nearest, shown
@@ -18,7 +19,7 @@ from altcore.hooks import build, setting
 from altcore.sweep.declared import Declared
 from altcore.sweep.job import PRIORITY
 from altcore.sweep.joining import joined, joined_keys, joined_variants
-from altcore.sweep.limits import Alerts, Range, range_of
+from altcore.sweep.limits import Alerts, Range, check_finite, range_of
 from altcore.sweep.retry import Rule
 from altcore.sweep.retry_rules import rules_of
 from altcore.sweep.seeds import check_seeds
@@ -29,7 +30,8 @@ JOINED_BY = {"base": joined_keys, "variants": joined_variants}
 
 SOURCED = ("base", "variants", "grid", "retry", "executors")
 """Keys that are kept as they were read, with the line of each key within: others check these."""
-
+LIMITS = ("checks", "alerts", "resources", "retry")
+"""Keys whose numbers limit something."""
 
 STATISTICS = "statistics"
 """The name of the exported table of means, without its ending."""
@@ -101,10 +103,14 @@ class SweepFile:
     )
     fail_fast: bool = setting(False, help="whether no job is begun any more once one has failed")
     timeout_minutes: float | None = setting(
-        None, help="longest time of an attempt", validator=optional(gt(0))
+        None,
+        help="longest time of an attempt",
+        validator=optional(and_(gt(0), le(threading.TIMEOUT_MAX / 60))),
     )
     lost_after: float = setting(
-        60.0, help="seconds without a heartbeat after which a worker is lost", validator=gt(0)
+        60.0,
+        help="seconds without a heartbeat after which a worker is lost",
+        validator=and_(gt(0), le(threading.TIMEOUT_MAX)),
     )
     columns: Any = setting(
         factory=list,
@@ -154,6 +160,8 @@ class SweepFile:
             if not values:
                 raise BadInput("no value is given", key=f"grid.{key}")
         check_seeds(self.seeds)
+        for name in LIMITS:
+            check_finite(getattr(self, name), name)
         # Which check what they hold.
         _ = self.rules, self.measures, self.ranges, self.limits
         self._check_variants(self.declared.memory_gb, "resources.memory_gb")

@@ -1,12 +1,15 @@
-"""Long lists of jobs, each held once: the values of a format of 16 bits are a megabyte.
+"""A job's values as strict JSON: long lists lie in files of their own, and no number is lost.
 
-A study may ask for one in every layer. In a job's file such a list is ``{"$table": DIGEST}``, and
-it lies in ``tables/DIGEST.json`` of the sweep's folder.
+Long lists are held once: the values of a format of 16 bits are a megabyte, and a study may ask for
+one in every layer. In a job's file such a list is ``{"$table": DIGEST}``, and it lies in
+``tables/DIGEST.json`` of the sweep's folder. A number that JSON does not have is
+``{"$number": "inf"}``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from attrs import define, field
 
 from altcore import durable
+from altcore.builtin_types import to_json
 from altcore.errors import BadInput, UnreadableFile
 from altcore.formats import digest
 
@@ -22,6 +26,7 @@ TABLES = "tables"
 LONG = 1000
 """Items of a list that lies in a file of its own, at least."""
 KEY = "$table"
+NUMBER = "$number"
 
 
 class Table(list[Any]):
@@ -32,17 +37,19 @@ class Table(list[Any]):
         self.digest = known or digest(items)
 
 
-def without_tables(value: Any, found: dict[int, Table]) -> Any:
-    """Return plain data with each long list named by its digest.
+def without_tables(value: Any, found: dict[int, Table] | None) -> Any:
+    """Return plain data as strict JSON, with each long list named by its digest.
 
     ``found`` gets those lists, by the number of the object, so that one that is in many places is
-    digested once.
+    digested once. If it is None, no list is named.
     """
     if isinstance(value, Mapping):
         return {key: without_tables(part, found) for key, part in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {NUMBER: to_json(value)}
     if not isinstance(value, list | tuple):
         return value
-    if len(value) < LONG:
+    if found is None or len(value) < LONG:
         return [without_tables(part, found) for part in value]
     if id(value) not in found:
         found[id(value)] = value if isinstance(value, Table) else Table(list(value))
@@ -50,10 +57,12 @@ def without_tables(value: Any, found: dict[int, Table]) -> Any:
 
 
 def with_tables(value: Any, read: Callable[[str], Table]) -> Any:
-    """Return plain data with the lists that `without_tables` named, as ``read`` gives them."""
+    """Undo `without_tables`: ``read`` gives the lists that it named."""
     if isinstance(value, dict):
         if value.keys() == {KEY}:
             return read(value[KEY])
+        if value.keys() == {NUMBER}:
+            return float(str(value[NUMBER]))
         return {key: with_tables(part, read) for key, part in value.items()}
     return [with_tables(part, read) for part in value] if isinstance(value, list) else value
 
@@ -76,7 +85,8 @@ class Tables:
             return
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
-        durable.write_once(path, json.dumps(table, allow_nan=False).encode())
+        items = [without_tables(part, None) for part in table]
+        durable.write_once(path, json.dumps(items, allow_nan=False).encode())
         self._known[table.digest] = table
 
     def read(self, name: Any) -> Table:
@@ -88,7 +98,7 @@ class Tables:
         path = self.path(name)
         durable.check_no_links((path.parent,))
         try:
-            items = json.loads(durable.read_file(path))
+            items = with_tables(json.loads(durable.read_file(path)), self.read)
         except UnreadableFile:  # a ValueError, too
             raise
         except (OSError, ValueError, RecursionError) as error:

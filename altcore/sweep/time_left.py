@@ -13,7 +13,7 @@ from altcore.errors import BadInput
 from altcore.sweep.attempt import attempts_in
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOBS, RUNS, Ledger
-from altcore.sweep.run_time import ended_in, seconds_of_run
+from altcore.sweep.run_time import seconds_of_run
 
 LARGEST_SHARE = 0.9
 """Of its worker's whole time. A job that needs more begins while that share is left: it cannot end
@@ -58,9 +58,9 @@ class TimeLeft:
             return
         for name in (found - self._seen).intersection(self.ledger.names()):
             with suppress(BadInput):  # a damaged file tells nothing
-                known = ended_in(attempts_in(self.ledger.folder / JOBS / name))
+                attempts = attempts_in(self.ledger.folder / JOBS / name)
                 # Its end is written a moment after the run is there.
-                if (taken := seconds_of_run(known)) is not None:
+                if (taken := seconds_of_run(attempts)) is not None:
                     self._seconds.setdefault(self.ledger.job(name).variant, []).append(taken)
                     self._seen.add(name)
         if self._seconds:

@@ -36,13 +36,18 @@ class Values:
         return lines_of(self.run, METRICS)
 
     def all(self, name: str) -> list[Any]:
-        """Return the value that the summary has, or every one that was recorded, in order."""
+        """Return the value that the summary has, or every one that was recorded, in order.
+
+        A name of which there is nothing, and be it None, has no value.
+        """
         key, *within = name.split(".")
         if key not in SUMMARY_KEYS:
             return [line[name] for line in self.lines if name in line]
         value = self.summary.get(key)
         for part in within:
-            value = value.get(part) if isinstance(value, Mapping) else None
+            if not isinstance(value, Mapping) or part not in value:
+                return []
+            value = value[part]
         return [value]
 
     def last(self, name: str) -> Any:

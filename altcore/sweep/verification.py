@@ -17,8 +17,6 @@ from altcore.sweep.sweep_file import Measure
 from altcore.sweep.values import Values
 
 WORDS = {"other_data": "of other data", "other_code": "of other code"}
-OTHER = "the sweep file asks for another run of this name"
-NOT_ASKED = "the sweep file does not ask for it"
 
 
 @frozen(kw_only=True)
@@ -86,9 +84,8 @@ def verify(
     """
     audited = audit(ledger)
     plan = changes_of(ledger, ledger.jobs() if planned is None else planned)
-    told = {**dict.fromkeys(plan.changed, OTHER), **dict.fromkeys(plan.removed, NOT_ASKED)}
     others = {**audited.other_code, **audited.other_data}
-    changed = {n: told[n] for n in told if n not in {**audited.damaged, **others}}
+    changed = {n: t for n, t in plan.unasked.items() if n not in {**audited.damaged, **others}}
     rows = [row for row in audited.rows if row.name not in changed]
     completed, incomplete = [], {}
     for row in rows:

@@ -148,6 +148,21 @@ def test_a_run_of_which_nothing_was_written_down_is_said_to_be(ledger, capsys):
     assert f"unrecorded: {ONE}: compared with what its job asks for" in done.out
 
 
+def test_a_run_that_was_made_again_is_not_compared_with_the_one_before(tmp_path):
+    """Its worker was killed before it wrote down what it published."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    for loss, seconds in ((1.0, 5.0), (2.0, 7.0)):
+        shutil.rmtree(ledger.run_of(job.name), ignore_errors=True)
+        complete(ledger, job, lines=LINES, max_steps=6, val_loss=loss, seconds=seconds)
+        (row,) = survey(ledger)
+        assert row.run_seconds == seconds  # of this run alone
+    (ledger.standing(job.name).last.folder / "exit.json").unlink()
+    shutil.rmtree(ledger.folder / "cache")
+    found = verify(ledger, None, [])
+    assert (found.is_whole, list(found.unrecorded)) == (True, [job.name])
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [

@@ -1,6 +1,10 @@
 """A changed sweep file is refused, with what would be lost of the jobs that it changes."""
 
+import json
+import shutil
+
 import pytest
+from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
 
 from altcore.errors import BadInput
@@ -55,3 +59,89 @@ def test_the_refusal_says_what_would_be_lost(tmp_path, what, told):
     what(ledger, ledger.jobs()[0])
     with pytest.raises(BadInput, match=f"2 changed: .*: {told}"):
         ledger_of(tmp_path, base={"gpt.size": "tiny", "max_steps": 7}, seeds=2)
+
+
+@pytest.fixture
+def done(tmp_path):
+    """Two completed jobs, whose base keys are in a file of their own."""
+    (tmp_path / "common.yaml").write_text("learning_rate: 0.001\n")
+    ledger = ledger_of(tmp_path, seeds=2, config=str(tmp_path / "common.yaml"))
+    for job in ledger.jobs():
+        complete(ledger, job)
+    return ledger
+
+
+def edit(ledger):
+    (ledger.folder.parent / "common.yaml").write_text("learning_rate: 0.01\n")
+
+
+def lose(ledger):
+    (ledger.folder.parent / "common.yaml").unlink()
+
+
+def remove(ledger):
+    shutil.rmtree(ledger.folder / "jobs" / "base-seed43")
+    shutil.rmtree(ledger.run_of("base-seed43"))
+
+
+OTHERS = "2 jobs are not those that the sweep file asks for: base-seed42, base-seed43"
+LOST = "only the jobs that the sweep has are looked at"
+GONE = "1 of 2 jobs are completed; missing: base-seed43 (not in the folder of the sweep)"
+
+
+@pytest.mark.parametrize(("change", "told"), [(edit, OTHERS), (lose, LOST), (remove, GONE)])
+def test_runs_that_are_not_what_the_file_asks_for_are_named(done, capsys, change, told):
+    """By an export and an archive, on stderr and in what they write."""
+    change(done)
+    where = ("toy", "--sweeps-dir", done.folder.parent)
+    for command in ("export", "collect"):
+        assert told in " ".join(call(capsys, "sweep", command, *where).err.split())
+    assert told in (done.folder / "export" / "README.md").read_text()
+    listings = ("export/runs_metadata.json", "archive/toy_archives.json")
+    for found in (json.loads((done.folder / listing).read_text()) for listing in listings):
+        assert list(found["changed"]) == (done.names() if change is edit else [])
+        assert list(found["without_result"]) == (["base-seed43"] if change is remove else [])
+
+
+def test_an_archive_stays_of_a_variant_that_the_file_asks_for(tmp_path, capsys):
+    """Its jobs may be made again: it is the only copy of their runs."""
+    ledger = ledger_of(tmp_path, variants={"a": {}, "b": {}})
+    for job in ledger.jobs():
+        complete(ledger, job)
+    where = ("toy", "--sweeps-dir", tmp_path)
+    call(capsys, "sweep", "collect", *where)
+    shutil.rmtree(ledger.folder / "jobs" / "b-seed42")
+    shutil.rmtree(ledger.run_of("b-seed42"))
+    call(capsys, "sweep", "collect", *where)
+    assert (ledger.folder / "archive" / "b.tar.gz").is_file()
+
+
+ABSENT = "1 job is not there that the sweep file asks for: base-seed43 (altcore sweep run adds"
+
+
+def test_a_job_that_was_removed_is_missed_by_status_and_added_by_run(done, capsys, monkeypatch):
+    """Which is told the sweep's name: the sweep's own file is compared with it as any other one."""
+    where = ("toy", "--sweeps-dir", done.folder.parent)
+    ended = Exit(status="failed", error="none")
+    monkeypatch.setattr("altcore.sweep.worker.run_job", lambda *_, **__: ended)
+    assert "not there" not in call(capsys, "sweep", "status", *where).out
+    remove(done)
+    assert f"alert: {ABSENT}" in " ".join(call(capsys, "sweep", "status", *where).out.split())
+    found = call(capsys, "sweep", "run", *where)
+    assert (found.code, done.names()) == (1, ["base-seed42", "base-seed43"])
+    assert "1 job: base 1; into" in found.err
+    assert "1/2 runs completed" in found.out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [(edit, "2 changed: base-seed42, base-seed43"), (lose, "common.yaml")]
+)
+def test_a_sweep_told_by_its_name_is_not_run_as_something_else(done, capsys, change, told):
+    """Nor if nobody knows what it was; status says that."""
+    change(done)
+    where = ("toy", "--sweeps-dir", done.folder.parent)
+    found = call(capsys, "sweep", "run", *where)
+    assert found.code == 2
+    assert told in found.err
+    out = call(capsys, "sweep", "status", *where).out
+    assert ("it is not known which jobs" in out) == (change is lose)

@@ -96,7 +96,7 @@ def look(folder: Path) -> Status:
     print_end("toy", found, 1.0)
     verify(ledger, jobs, asked.measures)
     export(asked, ledger, folder / "export")
-    collect(ledger, folder / "archive")
+    collect(asked, ledger, folder / "archive")
     return found
 
 

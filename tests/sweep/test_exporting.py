@@ -12,7 +12,7 @@ from helpers_sweeps import complete, fail, ledger_of
 from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs import contents
-from altcore.sweep import SweepFile, collect, export, open_sweep
+from altcore.sweep import SweepFile, collect, export, open_sweep, save_sweep
 
 KEYS = {
     "variants": {"base": {}, "pure": {"recipe": "pure", "format": "E5M2"}},
@@ -154,12 +154,17 @@ def test_a_mapping_of_columns_is_the_whole_table(tmp_path):
 
 
 def test_names_that_no_run_has_are_named(tmp_path, capsys):
-    ledger = ledger_of(tmp_path, columns=["val_los", "val_loss"], series={"loss": "q/los"})
-    complete(ledger, ledger.jobs()[0], lines=[{"step": 1}], val_loss=1.0)
+    """Be it a key of the summary, a value within one, or a measure; one that is null is there."""
+    columns = ["val_los", "val_loss", "evaluation.nope", "evaluation.nul", "seconds.x"]
+    ledger = ledger_of(tmp_path, columns=columns, series={"loss": "q/los"})
+    summary = {"val_loss": 1.0, "evaluation": {"nul": None}}
+    complete(ledger, ledger.jobs()[0], lines=[{"step": 1}], **summary)
     done = call(capsys, "sweep", "export", "toy", "--sweeps-dir", tmp_path)
-    assert "no run has q/los, val_los, neither in its summary nor as a measure" in done.err
+    missing = ["evaluation.nope", "q/los", "seconds.x", "val_los"]
+    told = f"no run has {', '.join(missing)}, neither in its summary nor as a measure"
+    assert told in " ".join(done.err.split())
     told = json.loads((ledger.folder / "export" / "runs_metadata.json").read_text())
-    assert told["missing"] == ["q/los", "val_los"]
+    assert told["missing"] == missing
 
 
 def test_text_among_numbers_is_refused(tmp_path):
@@ -206,7 +211,8 @@ def test_archives_by_variant(ledger, tmp_path):
     (run / "checkpoints" / "weights").write_text("x")
     (run / "outside").symlink_to(tmp_path)
     (run / ".lock").touch()
-    first = collect(ledger, tmp_path / "one").archives
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    first = collect(asked, ledger, tmp_path / "one").archives
     assert {path.name: count for path, count in first.items()} == {
         "base.tar.gz": 3,
         "pure.tar.gz": 1,
@@ -215,9 +221,9 @@ def test_archives_by_variant(ledger, tmp_path):
     files = ("job.json", "config.yaml", "metrics.jsonl", "summary.json")
     assert names[:4] == [f"base/base-seed42/{file}" for file in files]
     assert len(names) == 4 + 4 + 3
-    again = collect(ledger, tmp_path / "two").archives
+    again = collect(asked, ledger, tmp_path / "two").archives
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
-    with_weights = collect(ledger, tmp_path / "one", checkpoints=True).archives
+    with_weights = collect(asked, ledger, tmp_path / "one", checkpoints=True).archives
     assert "base/base-seed42/checkpoints/weights" in archived(next(iter(with_weights)))
     assert not list((tmp_path / "one").glob(".*"))
 
@@ -313,6 +319,8 @@ def test_a_collection_removes_archives_of_variants_that_are_gone(tmp_path, capsy
     (out / "e.tar.gz").write_text("mine")
     (out / "d.tar.gz").write_text("mine by now")
     retire(ledger, "b-seed42", "d-seed42")
+    asked, _ = open_sweep("toy", str(tmp_path))
+    save_sweep(evolve(asked, variants={"a": {}, "c": {}}), ledger.folder)
     ledger.run_of("c-seed42").rename(tmp_path / "elsewhere")
     done = call(capsys, "sweep", "collect", *where)
     assert names_in(out) == [

@@ -1,5 +1,6 @@
 """How a sweep stands is read from its ledger: counts, time left, ranges, alerts."""
 
+import math
 import shutil
 import time
 
@@ -265,6 +266,20 @@ def test_damaged_lines_are_told(tmp_path):
         ({"checks": {"loss": [1, 0.5]}}, r"checks\.loss: 1 is above 0\.5"),
         ({"alerts": {"fail": 1}}, r"alerts\.fail: .*did you mean failed"),
         ({"alerts": {"minutes": 0}}, r"alerts\.minutes"),
+        (
+            {"checks": {"loss": [math.nan, None]}},
+            r"checks\.loss: a finite number is needed, not nan",
+        ),
+        ({"checks": {"loss": [0, math.inf]}}, r"checks\.loss: a finite number is needed, not inf"),
+        ({"alerts": {"minutes": math.inf}}, r"alerts\.minutes: a finite number"),
+        ({"resources": {"memory_gb": {"base": math.nan}}}, r"resources\.memory_gb\.base: a finite"),
+        (
+            {"retry": {"gradient": {"halve": {"x": math.inf}}}},
+            r"retry\.gradient\.halve\.x: a finite",
+        ),
+        ({"timeout_minutes": math.inf}, r"timeout_minutes: must be <= "),
+        ({"timeout_minutes": math.nan}, r"timeout_minutes: must be > 0"),
+        ({"lost_after": 1e30}, r"lost_after: must be <= "),
         ({"alerts": {"failed": 10}}, r"alerts\.failed: must be <= 1"),
         ({"alerts": {"collapsed": -0.1}}, r"alerts\.collapsed: must be >= 0"),
     ],

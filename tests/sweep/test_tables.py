@@ -1,13 +1,14 @@
 """A long list of many jobs is held once, and a job is the same with it and without."""
 
 import json
+import math
 import tarfile
 
 import pytest
 from helpers_sweeps import complete
 
 from altcore.errors import BadInput
-from altcore.sweep import Job, Ledger, State, collect
+from altcore.sweep import Job, Ledger, State, SweepFile, collect
 from altcore.sweep.tables import LONG
 
 VALUES = [float(i) for i in range(LONG)]
@@ -76,8 +77,24 @@ def test_an_archive_has_them(ledger, tmp_path):
     complete(ledger, ledger.job("a"))
     complete(ledger, ledger.job("b"))
     assert ledger.standing("a").state is State.COMPLETED
-    (archive,) = collect(ledger, tmp_path / "out").archives
+    (archive,) = collect(SweepFile(study=True), ledger, tmp_path / "out").archives
     with tarfile.open(archive) as held:
         names = [name for name in held.getnames() if "/tables/" in name]
     (table,) = (ledger.folder / "tables").iterdir()
     assert names == [f"base/tables/{table.name}"]
+
+
+def test_numbers_that_json_does_not_have_are_kept(tmp_path):
+    """As strict JSON, which any program reads: a clip that never cuts is a value of a grid."""
+    ledger = Ledger(tmp_path / "toy")
+    held = {"grad_clip": math.inf, "limits": [-math.inf, [1.0]]}
+    mine = Job(name="a", config={**held, "table": [math.inf, *VALUES]}, factors=held)
+    ledger.add([mine])
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    for path in ledger.folder.rglob("*.json"):
+        json.loads(path.read_text(), parse_constant=refuse)
+    found = Ledger(ledger.folder).job("a")
+    assert (found, found.digest) == (mine, mine.digest)

@@ -3,11 +3,14 @@
 import signal
 
 import pytest
+from attrs import define
 from helpers_cli import call
 from helpers_crashes import forked
+from helpers_sweep_faults import toy, work
 from helpers_sweeps import complete, fail, ledger_of
 
 from altcore.errors import BadInput
+from altcore.plugin import hookimpl, setting
 from altcore.sweep import State, Watch, try_again
 from altcore.sweep.runbook import RUNBOOK
 
@@ -57,6 +60,34 @@ def ended(error):
     from altcore.sweep import Exit
 
     return Exit(status="failed", error=error)
+
+
+@define(eq=False)
+class Fails:
+    """An intervention that ends each run, as if by its numbers."""
+
+    share: float = setting(0.0, help="a fraction")
+    count: int = setting(0, help="a whole number")
+
+    @hookimpl
+    def pre_step(self, run, step):
+        raise ValueError("gradient overflow")
+
+
+def test_a_whole_number_is_halved_to_a_fraction_if_it_may_be_one(tmp_path, shelf, corpus):
+    """By its type: it was given so in the sweep file, or when people told what to try."""
+    shelf.install("intervention", "fails", Fails)
+    rule = {"gradient": {"limit": 1, "halve": {"share": 0, "count": 1, "learning_rate": 0}}}
+    keys = {"plugins": ["fails"], "fails.share": 1, "fails.count": 3, "learning_rate": 4}
+    ledger = toy(tmp_path / "toy", corpus, keys, retry=rule)
+    job = first(ledger)
+    assert work(ledger) == 2
+    halved = {"fails.share": 0.5, "fails.count": 1, "learning_rate": 2.0}
+    assert ledger.standing(job.name).last.lease.changed == halved
+    try_again(ledger, job.name, {"fails.share": 3, "learning_rate": 1})
+    assert work(ledger) == 2
+    halved = {"fails.share": 1.5, "fails.count": 1, "learning_rate": 0.5}
+    assert ledger.standing(job.name).last.lease.changed == halved
 
 
 def test_the_rules_count_anew(ledger):

@@ -176,14 +176,18 @@ def test_the_file_of_base_keys_is_found_from_elsewhere(tmp_path, capsys, monkeyp
 
 
 def test_the_command_without_the_file_of_base_keys(tmp_path, capsys):
-    """What the ledger has is verified, and that is said."""
+    """What the ledger has is verified, and that is said: nobody knows whether it is all."""
     (tmp_path / "base.yaml").write_text("gpt.size: tiny\n")
     ledger = ledger_of(tmp_path, config=str(tmp_path / "base.yaml"))
     complete(ledger, ledger.jobs()[0])
     (tmp_path / "base.yaml").unlink()
     done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
-    assert (done.code, done.out) == (0, "1/1 runs completed\n")
+    assert (done.code, done.out) == (1, "1/1 runs completed\n")
     assert "only the jobs of" in done.err
+    found = json.loads(
+        call(capsys, "sweep", "verify", "--json", "toy", "--sweeps-dir", tmp_path).out
+    )
+    assert "only the jobs of" in found["unknown"]
 
 
 def test_the_jobs_of_a_study_are_those_of_its_ledger(tmp_path, capsys):

@@ -111,6 +111,34 @@ def test_a_finished_run_that_was_not_published(ledger):
     assert summary_of(ledger.run_of(name))["seconds"] == ended["seconds"]
 
 
+@pytest.mark.parametrize("lost_at", ["rename step-00000002:1", "rename {}:1"])
+@pytest.mark.parametrize("publisher", ["ends", "is killed before it tells its end"])
+def test_a_run_that_was_removed_is_made_anew(ledger, lost_at, publisher):
+    """Whatever copy an attempt has that was lost before the run was published."""
+    name = ledger.jobs()[0].name
+    assert forked(lambda: work(ledger), lost_at.format(name)) == -signal.SIGKILL
+    crash = "" if publisher == "ends" else "link exit.json:2"  # the first is of the lost attempt
+    forked(lambda: work(ledger), crash)
+    published = summary_of(ledger.run_of(name))["run_id"]
+    assert (ledger.standing(name).last.exit is None) == bool(crash)
+    shutil.rmtree(ledger.run_of(name))
+    work(ledger)
+    assert summary_of(ledger.run_of(name))["run_id"] != published
+    assert not [e for e in lines_of(ledger.run_of(name), EVENTS) if e["event"] == "resume"]
+
+
+def test_a_worker_that_is_killed_before_it_has_a_copy_loses_none(ledger):
+    """The attempt after that one copies the run of the one before."""
+    name = ledger.jobs()[0].name
+    assert forked(lambda: work(ledger), "rename step-00000002:1") == -signal.SIGKILL
+    assert forked(lambda: work(ledger), f"rename {name}:1") == -signal.SIGKILL
+    second = ledger.standing(name).last
+    assert second.run_directory(name) is None
+    work(ledger)
+    assert len(ledger.standing(name).attempts) == 3
+    assert [e for e in lines_of(ledger.run_of(name), EVENTS) if e["event"] == "resume"]
+
+
 @pytest.mark.parametrize("way", ["as it was", "anew"])
 def test_a_run_that_is_not_what_it_was_says_what_a_sweep_can_do(corpus, tmp_path, way):
     """Not what `altcore train` can: bring it back and retry, or let it begin anew."""
