@@ -43,6 +43,7 @@ from altcore.runs.identity import (
     identity_of,
     platform_of,
     plugin_digest,
+    whole_settings,
 )
 from altcore.runs.identity_changes import (
     DECIDES,
@@ -306,6 +307,7 @@ __all__ = [
     "verdict_of",
     "warn_of_altered",
     "warn_of_missing",
+    "whole_settings",
     "with_digest",
     "write_configuration",
 ]

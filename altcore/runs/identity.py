@@ -56,13 +56,7 @@ def identity_of(
         world_size: the number of processes that train together.
     """
     used = [*formats, *formats_within([config.format, list(map(values_of, owners.values()))])]
-    surely = paths_among(config.settings) | paths_among(
-        {name: values_of(owner) for name, owner in owners.items()}
-    )
-    settings = {
-        name: to_plain({**values_of(owner), **config.settings.get(name, {})})
-        for name, owner in owners.items()
-    }
+    settings, surely = whole_settings(config, owners)
     found = {
         "configuration": {**config.to_plain(), "settings": settings},
         "data": data_identity(settings, config.workload, data, surely),
@@ -77,6 +71,20 @@ def identity_of(
     }
     plain: dict[str, Any] = json.loads(json.dumps(to_json(found), default=_stand_in))
     return plain
+
+
+def whole_settings(
+    config: TrainConfig, owners: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return the settings of ``owners``, defaults included, as plain data; and which are paths.
+
+    ``owners`` are those of `identity_of`. Paths are given by place, and so by their type.
+    """
+    values = {name: values_of(owner) for name, owner in owners.items()}
+    whole = {
+        name: to_plain({**own, **config.settings.get(name, {})}) for name, own in values.items()
+    }
+    return whole, paths_among(config.settings) | paths_among(values)
 
 
 def code_of(identity: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -76,6 +77,28 @@ def about_runs(made_again: Mapping[str, str]) -> list[str]:
         f"the run {name} was made again, and what lay in its place is in `retired`: {problem}"
         for name, problem in made_again.items()
     ]
+
+
+def about_platforms(identities: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence if runs were made under other versions, flags or devices than others.
+
+    >>> made = [{"platform": {"threads": n, "torch": "2.9"}} for n in (2, 2, 4)]
+    >>> about_platforms(made)  # doctest: +ELLIPSIS
+    ['not all runs were made alike...: threads 2 in 2 and 4 in 1']
+    >>> about_platforms([*made[:2], {}])
+    []
+    """
+    found: dict[str, Counter[str]] = {}
+    for identity in identities:
+        for key, value in (identity.get("platform") or {}).items():
+            found.setdefault(key, Counter())[str(value)] += 1
+    told = [
+        f"{key} {' and '.join(f'{value} in {n}' for value, n in counts.items())}"
+        for key, counts in found.items()
+        if len(counts) > 1
+    ]
+    alike = "not all runs were made alike, and bits may differ, by numbers of runs"
+    return [f"{alike}: {'; '.join(told)}"] if told else []
 
 
 def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
