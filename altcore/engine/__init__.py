@@ -13,6 +13,7 @@ from altcore.engine.building import (
     freeze,
     given_data,
     owners_of,
+    workload_settings,
 )
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
@@ -106,5 +107,6 @@ __all__ = [
     "set_random_state",
     "standing_still",
     "unkept",
+    "workload_settings",
     "world_size",
 ]

@@ -157,6 +157,11 @@ def given_data(config: TrainConfig, data: Any) -> tuple[TrainConfig, Batches | N
     raise BadInput(problem, key="data")
 
 
+def workload_settings(config: TrainConfig) -> Any:
+    """Return the workload's settings, which build it."""
+    return _settings_of("workload", config.workload, config).settings
+
+
 def owners_of(config: TrainConfig) -> dict[str, Any]:
     """Return the workload, the optimizer and the plugins as their settings, by name; builds none.
 
