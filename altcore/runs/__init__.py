@@ -87,6 +87,7 @@ from altcore.runs.reading import (
     summary_of,
 )
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
+from altcore.runs.record_problems import differences_of, problems_of
 from altcore.runs.restoring import bring_back_environment, is_edited, restore
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.source import source_digest
@@ -235,6 +236,7 @@ __all__ = [
     "contents",
     "damaged_lines",
     "data_identity",
+    "differences_of",
     "early_and_late",
     "environment",
     "file_digests",
@@ -275,6 +277,7 @@ __all__ = [
     "other_data",
     "platform_of",
     "plugin_digest",
+    "problems_of",
     "read_configuration",
     "read_environment",
     "read_json",
