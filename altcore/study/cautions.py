@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import digits
+from altcore.runs import several
 from altcore.study.outcome import Outcome, tail_length
 from altcore.study.rates import Curve
 from altcore.study.setup import FEWEST_STEPS
@@ -79,26 +79,23 @@ def about_runs(made_again: Mapping[str, str]) -> list[str]:
     ]
 
 
-def about_platforms(identities: Iterable[Mapping[str, Any]]) -> list[str]:
+def about_platforms(identities: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence if runs were made under other versions, flags or devices than others.
 
-    >>> made = [{"platform": {"threads": n, "torch": "2.9"}} for n in (2, 2, 4)]
-    >>> about_platforms(made)  # doctest: +ELLIPSIS
-    ['not all runs were made alike...: threads 2 in 2 and 4 in 1']
-    >>> about_platforms([*made[:2], {}])
+    ``identities`` are those of the runs, by name.
+
+    >>> about_platforms({"a": {"platform": {"threads": 2}}, "b": {"platform": {"threads": 4}}})
+    ['not all runs were made alike, and bits may differ: threads is 2 in 1 run (a), 4 in 1 (b)']
+    >>> about_platforms({"a": {"platform": {"threads": 2}}, "b": {}})
     []
     """
-    found: dict[str, Counter[str]] = {}
-    for identity in identities:
-        for key, value in (identity.get("platform") or {}).items():
-            found.setdefault(key, Counter())[str(value)] += 1
-    told = [
-        f"{key} {' and '.join(f'{value} in {n}' for value, n in counts.items())}"
-        for key, counts in found.items()
-        if len(counts) > 1
+    platforms = [identity.get("platform") or {} for identity in identities.values()]
+    rows = [
+        (key, [str(where[key]) if key in where else None for where in platforms])
+        for key in dict.fromkeys(key for where in platforms for key in where)
     ]
-    alike = "not all runs were made alike, and bits may differ, by numbers of runs"
-    return [f"{alike}: {'; '.join(told)}"] if told else []
+    told = several(list(identities), [(key, row) for key, row in rows if len({*row} - {None}) > 1])
+    return [f"not all runs were made alike, and bits may differ: {'; '.join(told)}"] if told else []
 
 
 def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
