@@ -27,6 +27,7 @@ from altcore.engine import (
     plain_modes,
     put_model,
     seeded,
+    workload_settings,
 )
 from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
 from altcore.formats import origins_recorded
@@ -39,12 +40,14 @@ from altcore.runs import (
     REGULAR,
     RUN_ID,
     WEIGHTS_FILE,
+    Change,
     Checkpoint,
     by_merit,
     check_no_linked,
     check_run_id,
     code_of,
     compare,
+    configuration_identity,
     data_identity,
     find_run,
     identity_in,
@@ -119,7 +122,8 @@ def load(
 ) -> LoadedRun:
     """Load a run's model, quantized as it was; nothing of the run is changed, nor random states.
 
-    If data, loss or the modules of the model are not those of the run, a warning says so.
+    If data, loss, the modules of the model or config.yaml are not those of the run, a warning says
+    so.
 
     Args:
         run: its name in ``runs_dir``, or the path of its directory.
@@ -143,8 +147,8 @@ def load(
         problem = f"run {path.name} trained a model of your own, {given['name']}"
         hint = f"pass it: altcore.load({path.name!r}, model=...)"
         raise BadInput(problem, key="model", hint=hint)
-    config = _config_of(path, runs_dir=str(path.parent), device=device)
-    config, batch = given_data(config, data)
+    written = _config_of(path, runs_dir=str(path.parent), device=device)
+    config, batch = given_data(written, data)
     found = _read(path, checkpoint)
     check_run_id(found.path, found.manifest, run_id_of(path))
     where = choose_device(device)
@@ -153,6 +157,7 @@ def load(
         alone = None if with_data else build_alone(config, where, model, _facts_in(found))
         with _weights_named(found, config, with_data=with_data):
             workload = alone or build_workload(config, where, model, batch, loss)
+        _warn_of_edited(found, written, path)
         if alone:  # nothing is evaluated
             given = {"model": given["model"]}
         elif batch is not None or "data" not in given_in(found.manifest["identity"]):
@@ -211,6 +216,27 @@ def _weights_named(found: Checkpoint, config: TrainConfig, *, with_data: bool) -
         hints = [error.hint, without, alone if found.state is not None else ""]
         error.hint = "; ".join(filter(None, hints))
         raise
+
+
+def _warn_of_edited(found: Checkpoint, config: TrainConfig, run: Path) -> None:
+    """Warn if config.yaml has another value than the checkpoint, unless the run says that it has.
+
+    The digest of the file, which a run records at its end, does not say which; and a run that was
+    killed has none. Nothing of optimizer and plugins is made, so their settings are not compared.
+    """
+    now = configuration_identity(config, {config.workload: workload_settings(config)})
+    before = {key: found.manifest["identity"].get(key) for key in now}
+    if not isinstance(before["configuration"], Mapping):
+        return
+    changes = compare(before, now)
+    old, new = (of["configuration"].get("format") for of in (before, now))
+    changes += [Change("format", "format", old, new)] * (old != new)
+    allowed = [change["what"] for change in config.changes]
+    told = [c for c in changes if c.is_decisive and c.what not in allowed]
+    if told:
+        problem = f"config.yaml is not as the run had it: {'; '.join(map(str, told))}"
+        hint = f"altcore runs restore {run.name} brings it back"
+        log.warning(problem, checkpoint=str(found.path), hint=hint)
 
 
 def _warn_of_others(found: Checkpoint, now: Mapping[str, Any]) -> None:

@@ -186,6 +186,35 @@ def test_files_that_are_a_workloads_defaults_are_compared(start, shelf, tmp_path
         assert [x["what"] for x in logs if x["event"].startswith("the data were")] == places
 
 
+EDITED = [
+    ({"compute": "bfloat16"}, "compute was auto and is bfloat16"),
+    ({"format": "E4M3"}, "format was E5M2 and is E4M3"),
+    ({"recipe": "pure"}, "recipe was master and is pure"),
+    ({"settings": {"gpt": {"dropout": 0.5}}}, "gpt.dropout was 0.0 and is 0.5"),
+    ({"settings": {"gpt": {"batch_size": None}}}, "gpt.batch_size was 4 and is "),
+]
+
+
+@pytest.mark.parametrize(("edit", "said"), EDITED)
+def test_an_edited_configuration_is_named(start, tmp_path, edit, said):
+    """Of a run that was killed, too, whose summary would have its digest."""
+    shutil.copytree(start.runs / "master", tmp_path / "master")
+    config = tmp_path / "master/config.yaml"
+    (tmp_path / "master/summary.json").unlink()
+    with capture_logs() as logs:
+        altcore.load("master", "latest", runs_dir=tmp_path)
+    assert logs == []
+    written = yaml.safe_load(config.read_text())
+    own = {**written["settings"]["gpt"], **edit.get("settings", {}).get("gpt", {})}
+    settings = {**written["settings"], "gpt": {k: v for k, v in own.items() if v is not None}}
+    config.write_text(yaml.safe_dump({**written, **edit, "settings": settings}))
+    with capture_logs() as logs:
+        altcore.load("master", "latest", runs_dir=tmp_path, with_data=False)
+    (warning,) = (log for log in logs if "config.yaml" in log["event"])
+    assert warning["event"].startswith(f"config.yaml is not as the run had it: {said}")
+    assert warning["hint"] == "altcore runs restore master brings it back"
+
+
 def sums(split, step, micro):
     """Return tokens that a seed draws, in place of the workload's."""
     tokens = torch.randint(0, 200, (2, 9), generator=torch.Generator().manual_seed(step))

@@ -58,6 +58,7 @@ def report(
     from altcore.cli.train import overrides_of
     from altcore.cli.watching import watched
     from altcore.reporters import Reporter, records_from
+    from altcore.runs import differences_of
 
     configure()
     own = Reporter.named(reporter, {key: value for key, value, _ in overrides_of({}, sets)})
@@ -75,7 +76,8 @@ def report(
     told: list[Path] = []
     for records in watched(read) if watch else (read(),):
         if not told:
-            tell_differences(records)
+            for text in differences_of(records):
+                say(text)
         folder = Path(out) if out else default_folder(records)
         about = records[0].name if len(records) == 1 else f"{len(records)} runs"
         with writing(folder, f"reporting on {about}"):
@@ -86,35 +88,6 @@ def report(
         if watch and not told:
             say("written again while the runs go on; Ctrl-C ends this", "info")
         told += written
-
-
-def tell_differences(records: Sequence[RunRecord]) -> None:
-    """Say on standard error which runs had other data or code, or ran elsewhere, than the first.
-
-    A line for all runs that differ in the same way. What the first or the other has no record of
-    is not known, so it differs in nothing.
-    """
-    from altcore.runs import code_of, compare, identity_in, other_code
-
-    found: dict[str, list[str]] = {}
-    known = ((r.name, identity_in(r.directory)) for r in records if r.directory)
-    identities = [(name, identity) for name, identity in known if identity]
-    if not identities:
-        return
-    first, there = identities[0]
-    for name, identity in identities[1:]:
-        changes = [
-            f"{c.what} {c.text_now} instead of {c.text_before}"
-            for c in compare(there, identity)
-            if c.kind in ("data", "world_size", "platform") and None not in (c.before, c.now)
-        ]
-        code = other_code([code_of(there), code_of(identity)])
-        changes += [f"{what} {now} instead of {before}" for what, (before, now) in code.items()]
-        if changes:
-            found.setdefault("; ".join(changes), []).append(name)
-    for text, (name, *others) in found.items():
-        had = f"{name} and {len(others)} more have" if others else f"{name} has"
-        say(f"not all runs were made alike: {had} {text}, which {first} has")
 
 
 def default_folder(records: Sequence[RunRecord]) -> Path:

@@ -8,11 +8,12 @@ from altcore.engine.as_built import AsBuilt
 from altcore.engine.building import (
     build_alone,
     build_workload,
-    check_settings,
     choose_device,
     counted_in_steps,
     freeze,
     given_data,
+    owners_of,
+    workload_settings,
 )
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
@@ -71,7 +72,6 @@ __all__ = [
     "active_quantizers",
     "build_alone",
     "build_workload",
-    "check_settings",
     "check_weights",
     "choose_device",
     "counted_in_steps",
@@ -94,6 +94,7 @@ __all__ = [
     "on_grid",
     "only_run",
     "only_run_autocast",
+    "owners_of",
     "plain_modes",
     "prepare",
     "process_kept",
@@ -106,5 +107,6 @@ __all__ = [
     "set_random_state",
     "standing_still",
     "unkept",
+    "workload_settings",
     "world_size",
 ]

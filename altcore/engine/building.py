@@ -157,15 +157,20 @@ def given_data(config: TrainConfig, data: Any) -> tuple[TrainConfig, Batches | N
     raise BadInput(problem, key="data")
 
 
-def check_settings(config: TrainConfig) -> None:
-    """Make what has settings, and nothing of it: the workload, the optimizer and the plugins.
+def workload_settings(config: TrainConfig) -> Any:
+    """Return the workload's settings, which build it."""
+    return _settings_of("workload", config.workload, config).settings
+
+
+def owners_of(config: TrainConfig) -> dict[str, Any]:
+    """Return the workload, the optimizer and the plugins as their settings, by name; builds none.
 
     Raises:
         BadInput: for a name that is not installed, and for a setting that a run would refuse.
     """
-    for kind, name in (("workload", config.workload), ("optimizer", config.optimizer)):
-        _settings_of(kind, name, config)
-    load_plugins(config)
+    kinds = (("workload", config.workload), ("optimizer", config.optimizer))
+    made = {name: _settings_of(kind, name, config).settings for kind, name in kinds}
+    return made | {p.name: p.instance for p in load_plugins(config)}
 
 
 def counted_in_steps(config: TrainConfig, batch: Batches | None = None) -> TrainConfig:

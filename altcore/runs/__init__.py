@@ -38,11 +38,13 @@ from altcore.runs.identity import (
     UNKNOWN,
     VALUES,
     code_of,
+    configuration_identity,
     data_identity,
     files_of,
     identity_of,
     platform_of,
     plugin_digest,
+    whole_settings,
 )
 from altcore.runs.identity_changes import (
     DECIDES,
@@ -85,6 +87,7 @@ from altcore.runs.reading import (
     summary_of,
 )
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
+from altcore.runs.record_problems import differences_of, problems_of
 from altcore.runs.restoring import bring_back_environment, is_edited, restore
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.source import source_digest
@@ -229,9 +232,11 @@ __all__ = [
     "code_of",
     "comparable",
     "compare",
+    "configuration_identity",
     "contents",
     "damaged_lines",
     "data_identity",
+    "differences_of",
     "early_and_late",
     "environment",
     "file_digests",
@@ -272,6 +277,7 @@ __all__ = [
     "other_data",
     "platform_of",
     "plugin_digest",
+    "problems_of",
     "read_configuration",
     "read_environment",
     "read_json",
@@ -306,6 +312,7 @@ __all__ = [
     "verdict_of",
     "warn_of_altered",
     "warn_of_missing",
+    "whole_settings",
     "with_digest",
     "write_configuration",
 ]

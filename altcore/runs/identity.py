@@ -56,17 +56,10 @@ def identity_of(
         world_size: the number of processes that train together.
     """
     used = [*formats, *formats_within([config.format, list(map(values_of, owners.values()))])]
-    surely = paths_among(config.settings) | paths_among(
-        {name: values_of(owner) for name, owner in owners.items()}
-    )
-    settings = {
-        name: to_plain({**values_of(owner), **config.settings.get(name, {})})
-        for name, owner in owners.items()
-    }
+    settings, surely = whole_settings(config, owners)
     found = {
-        "configuration": {**config.to_plain(), "settings": settings},
+        **configuration_identity(config, owners),
         "data": data_identity(settings, config.workload, data, surely),
-        "paths": sorted(p for own in named_files(settings, surely).values() for p in own),
         "format": {
             f.name: {"sha256": format_digest(f), "from": config.format_origins.get(f.name)}
             for f in used
@@ -75,8 +68,31 @@ def identity_of(
         "world_size": world_size,
         "platform": where,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(to_json(found), default=_stand_in))
-    return plain
+    return _as_json(found)
+
+
+def configuration_identity(config: TrainConfig, owners: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that the configuration and the settings of ``owners`` are.
+
+    That is ``configuration``, and ``paths``: the places of settings that name files.
+    """
+    settings, surely = whole_settings(config, owners)
+    paths = sorted(p for own in named_files(settings, surely).values() for p in own)
+    return _as_json({"configuration": {**config.to_plain(), "settings": settings}, "paths": paths})
+
+
+def whole_settings(
+    config: TrainConfig, owners: Mapping[str, Any]
+) -> tuple[dict[str, Any], set[str]]:
+    """Return the settings of ``owners``, defaults included, as plain data; and which are paths.
+
+    ``owners`` are those of `identity_of`. Paths are given by place, and so by their type.
+    """
+    values = {name: values_of(owner) for name, owner in owners.items()}
+    whole = {
+        name: to_plain({**own, **config.settings.get(name, {})}) for name, own in values.items()
+    }
+    return whole, paths_among(config.settings) | paths_among(values)
 
 
 def code_of(identity: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
@@ -132,6 +148,11 @@ def data_identity(
     """
     asked = {k: v for k, v in settings.items() if k != workload or data["of"] != "workload"}
     return {**data, **file_digests(named_files(asked, surely))}
+
+
+def _as_json(found: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(to_json(found), default=_stand_in))
+    return plain
 
 
 def _stand_in(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,8 @@ ALWAYS = ("workload", "optimizer", "recipe", "seed", "settings")
 """Keys that every config.yaml has; the first and the last are among them."""
 
 
-def list_runs(runs_dir: str) -> list[Path]:
-    """Return the run directories, oldest first."""
+def list_runs(runs_dir: str, tell: Callable[[str], object] = log.warning) -> list[Path]:
+    """Return the run directories, oldest first; ``tell`` takes why one is left out."""
     root = Path(runs_dir)
     if root.exists() and not root.is_dir():
         raise BadInput(f"{root} is not a folder", key="runs_dir")
@@ -100,7 +100,7 @@ def list_runs(runs_dir: str) -> list[Path]:
                 found += [path] if _is_run(path) else []
                 check_has_configuration(path)
         except BadInput as error:
-            log.warning(f"a run is left out: {error}")
+            tell(f"a run is left out: {error}")
     return sorted(found, key=lambda p: ((p / CONFIG).stat().st_mtime, p.name))
 
 

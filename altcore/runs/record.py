@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from altcore.errors import BadInput
 from altcore.log import log
-from altcore.runs.as_left import warn_of_altered
+from altcore.runs.as_left import altered, warn_of_altered
 from altcore.runs.checkpoint import load_newest_weights
 from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.environment_file import read_environment
@@ -83,6 +83,11 @@ class RunRecord:
         """The text of its reports, by path in the run's directory."""
         return {}
 
+    @cached_property
+    def problems(self) -> Sequence[str]:
+        """What is wrong with the record, as it is known: files that were changed afterwards."""
+        return []
+
     def read_weights(self, most_bytes: int) -> Mapping[str, Any] | None:
         """Return what the newest checkpoint holds of the model, None if there is none.
 
@@ -149,6 +154,11 @@ class DirectoryRecord(RunRecord):
         found = sorted((self.directory / "reports").glob("*.md"))
         return {f"reports/{file.name}": file.read_text() for file in found}
 
+    @cached_property
+    def problems(self) -> Sequence[str]:
+        """A sentence for each file that is not as the run left it."""
+        return list(altered(self.directory).values())
+
     def read_weights(self, most_bytes: int) -> Mapping[str, Any] | None:
         """Return what the newest valid checkpoint holds of the model."""
         return load_newest_weights(self.directory / CHECKPOINTS, most_bytes)
@@ -168,24 +178,39 @@ def read_run(directory: Path) -> DirectoryRecord:
     return record
 
 
-def read_runs(folder: str, names: Sequence[str] = ()) -> list[DirectoryRecord]:
+class Records(list[DirectoryRecord]):
+    """Records of runs, and what was left out of them."""
+
+    def __init__(self, records: Iterable[DirectoryRecord] = ()) -> None:
+        super().__init__(records)
+        self.left_out: list[str] = []
+        """A sentence for each run that cannot be read."""
+
+    def leave_out(self, problem: str) -> None:
+        """Note why a run is left out, and warn."""
+        self.left_out.append(problem)
+        log.warning(problem)
+
+
+def read_runs(folder: str, names: Sequence[str] = ()) -> Records:
     """Return the records of runs in a folder: those named, or else all of them, oldest first.
 
-    Of all of them, those that cannot be read are left out, each with a warning.
+    Of all of them, those that cannot be read are left out, each with a warning, and named by
+    ``left_out`` of what is returned.
 
     Raises:
         BadInput: if a named run is not there or cannot be read, or if there is no run at all.
     """
     if names:
-        return [read_run(find_run(name, folder)) for name in names]
-    found = []
-    for directory in list_runs(folder):
+        return Records(read_run(find_run(name, folder)) for name in names)
+    found = Records()
+    for directory in list_runs(folder, found.leave_out):
         try:
             record = read_run(directory)
             _ = record.config, record.environment  # Read now: a report would end at them later.
             found.append(record)
         except BadInput as error:
-            log.warning("a run that cannot be read is left out", run=directory.name, why=str(error))
+            found.leave_out(f"{directory.name} cannot be read, and is left out: {error}")
     if not found:
         raise BadInput(f"there are no runs in {folder}")
     return found

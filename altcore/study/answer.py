@@ -22,21 +22,24 @@ METHOD = "render_answer"
 """Of a reporter: takes an answer and a folder, and returns the paths that it wrote."""
 SHOWN = ".md"
 """Ends the name of the rendering that a terminal and a notebook show."""
+RENDERED = (SHOWN, ".html", ".tex", ".csv")
+"""Endings of what an answer is rendered into."""
 
 
 def write(folder: Path, found: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
     """Write an answer into the study's folder, and render it; returns it as it was written.
 
     The file has a digest, too. It is there before anything is rendered: what fails then is told,
-    and can be repeated.
+    and can be repeated. No rendering of an earlier answer stays beside it.
     """
     name = found["about"]["page"]
     path = folder / f"{name}.json"
     written: dict[str, Any] = json.loads(json.dumps(to_json(found), allow_nan=False, default=str))
     text = json.dumps(with_digest(written), indent=1)
     try:
+        for ending in RENDERED:
+            (folder / f"{name}{ending}").unlink(missing_ok=True)
         replace_text(path, text + "\n")
-        path.with_suffix(SHOWN).unlink(missing_ok=True)  # it would be of another answer
     except OSError as error:
         raise BadInput(f"{error.filename or path} cannot be written: {error.strerror}") from error
     reporter = defaults()["answers"][found["about"]["command"]]

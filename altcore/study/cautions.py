@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import digits
+from altcore.runs import several
 from altcore.study.outcome import Outcome, tail_length
 from altcore.study.rates import Curve
 from altcore.study.setup import FEWEST_STEPS
@@ -76,6 +77,25 @@ def about_runs(made_again: Mapping[str, str]) -> list[str]:
         f"the run {name} was made again, and what lay in its place is in `retired`: {problem}"
         for name, problem in made_again.items()
     ]
+
+
+def about_platforms(identities: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence if runs were made under other versions, flags or devices than others.
+
+    ``identities`` are those of the runs, by name.
+
+    >>> about_platforms({"a": {"platform": {"threads": 2}}, "b": {"platform": {"threads": 4}}})
+    ['not all runs were made alike, and bits may differ: threads is 2 in 1 run (a), 4 in 1 (b)']
+    >>> about_platforms({"a": {"platform": {"threads": 2}}, "b": {}})
+    []
+    """
+    platforms = [identity.get("platform") or {} for identity in identities.values()]
+    rows = [
+        (key, [str(where[key]) if key in where else None for where in platforms])
+        for key in dict.fromkeys(key for where in platforms for key in where)
+    ]
+    told = several(list(identities), [(key, row) for key, row in rows if len({*row} - {None}) > 1])
+    return [f"not all runs were made alike, and bits may differ: {'; '.join(told)}"] if told else []
 
 
 def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:

@@ -218,6 +218,7 @@ def facts(
             *cautions.about_rates(curves),
             *cautions.about_chaos(nulls, begun.within),
             *cautions.about_runs(runner.made_again),
+            *cautions.about_platforms(runner.identities),
         ],
         "altcore": version("altcore"),
         "torch": version("torch"),

@@ -5,17 +5,26 @@ A study identifies its runs by it. After a change, the changed runs are new ones
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from attrs import fields_dict
 
 from altcore.config import TrainConfig
-from altcore.engine import choose_device
+from altcore.engine import choose_device, owners_of
 from altcore.formats import BlockFormat, Format, format_digest
+from altcore.hooks import formats_within, values_of
 from altcore.registry import HOOK_KINDS, find
-from altcore.runs import KEPT, NAMES, file_digests, named_files, plugin_digest, source_digest
+from altcore.runs import (
+    KEPT,
+    NAMES,
+    file_digests,
+    named_files,
+    plugin_digest,
+    source_digest,
+    whole_settings,
+)
 
 
 def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,11 +34,14 @@ def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     # Each format has its digest.
     left_out = (*NAMES, *KEPT, "changes", "format_digests", "format_origins")
+    owners = owners_of(config)
+    formats = formats_within([values_of(owner) for owner in owners.values()])
     keys = {k: getattr(config, k) for k in fields_dict(TrainConfig) if k not in left_out}
     return {
         "config": plain({**keys, "device": choose_device(config.device).type}),
         "workload": plain(facts),
-        "files": dict(files(config.settings)),
+        "files": dict(files(*whole_settings(config, owners))),
+        "formats": {fmt.name: format_digest(fmt) for fmt in formats},
         "code": code(config),
     }
 
@@ -48,9 +60,12 @@ def plain(value: Any) -> Any:
 # Data ------------------------------------------------------------------------------------------
 
 
-def files(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each setting that names a file or folder, with the digest of its contents."""
-    named = named_files(settings)
+def files(settings: Mapping[str, Any], surely: Collection[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield each text that names a file or folder, with the digest of its contents.
+
+    ``settings`` and ``surely`` are those of `named_files`.
+    """
+    named = named_files(settings, surely)
     digests = file_digests(named)
     texts = {text: digests[place] for own in named.values() for place, text in own.items()}
     yield from sorted(texts.items())

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import field, frozen
 from torch import nn
 
-from altcore.engine import given_from_python, seeded
+from altcore.engine import given_from_python, identity_given, seeded
 from altcore.errors import BadInput, shown
 
 
@@ -39,6 +39,14 @@ class Own:
     def names(self) -> dict[str, str]:
         """What was passed in, by name, as a run that is resumed knows it."""
         return given_from_python(self.model, self.data, self.loss)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what was passed in as the identity of a run holds it; of a function that returns
+        the model, its name: the workload's facts have the modules.
+        """
+        model = self.model if isinstance(self.model, nn.Module) else None
+        known = identity_given(model, self.data, self.loss)
+        return {part: known.get(part, name) for part, name in self.names.items()}
 
     def called(self, workload: str) -> str:
         """Return what is trained, in words: a workload, and what takes the place of its parts.

@@ -25,7 +25,7 @@ from altcore.runs import compare, identity_in, summary_of
 from altcore.study.accepted import problem_of
 from altcore.study.arms import Arm
 from altcore.study.batch import Batch
-from altcore.study.identity import files, identity
+from altcore.study.identity import identity
 from altcore.study.outcome import Outcome, outcome_of
 from altcore.study.own import Own
 from altcore.sweep import (
@@ -84,12 +84,16 @@ class Runner:
     """Runs that were made in this session."""
     made_again: dict[str, str] = field(init=False, factory=dict)
     """Runs that were there and are no part of the answer, by name, and what was wrong with them."""
+    identities: dict[str, Mapping[str, Any]] = field(init=False, factory=dict)
+    """What the runs of the answer were, by name, as their manifests say."""
     _ledger: Ledger = field(init=False)
     _sweep: SweepFile = field(init=False)
     _executor: Executor = field(init=False)
     _files: dict[str, str] = field(init=False, factory=dict)
     """Digests of the files that the settings name, as the study met them."""
-    _seen: dict[int, Mapping[str, Any]] = field(init=False, factory=dict)
+    _own: dict[str, Any] = field(init=False)
+    """What the identity of each run holds of ``own``, as it was before anything was trained."""
+    _first: dict[int, Mapping[str, Any]] = field(init=False, factory=dict)
     """The identity of the first run of each seed."""
     _seconds: float = field(init=False, default=0.0)
     """What the finished batches of this session took."""
@@ -101,6 +105,7 @@ class Runner:
         self._sweep = SweepFile(name=folder.name, retry=NOT_REPEATED, fail_fast=True, study=True)
         self._ledger = Ledger(folder, self._sweep.rules)
         self._executor = make_executor(self.executor)
+        self._own = self.own.identity()
 
     def lasting(self) -> AbstractContextManager[None]:
         """Let workers last from one batch to the next within the context, if the executor can."""
@@ -110,13 +115,16 @@ class Runner:
         """Train side by side what was not trained before; return the outcome of each trial.
 
         Raises:
-            AltcoreError: if a run fails, or the data changed meanwhile. What was made is kept.
+            AltcoreError: if a run fails, or not all saw the same data. What was made is kept.
         """
         names, missing = self._asked_for(trials)
         if missing and self.prepare is not None:
             prepare, self.prepare = self.prepare, None
             prepare()
             names, missing = self._asked_for(trials)  # of what it made of `base`
+        for trial, name in zip(trials, names, strict=True):
+            if name not in missing and name not in self.identities:
+                self._meet(name, trial.seed)
         self.planned = max(0, self.planned - len(names) + len(missing))
         if missing:
             self._make(missing)
@@ -155,8 +163,8 @@ class Runner:
 
     def _identity(self, config: TrainConfig) -> dict[str, Any]:
         found = identity(config, self.facts)
-        if own := self.own.names:
-            found[OWN] = own
+        if self._own:
+            found[OWN] = self._own
         self._check_files(found["files"])
         return found
 
@@ -209,8 +217,7 @@ class Runner:
         def ended(name: str) -> None:
             self.done += 1
             self.planned = max(0, self.planned - 1)
-            trial, job = missing[name]
-            self._check(job, trial.seed)
+            self._check(name, missing[name][0])
             seconds = summary_of(self._ledger.run_of(name))["seconds"] or 0
             self.tell(f"{name}: {seconds:.0f} s; at most {duration(self._left())} left")
 
@@ -264,13 +271,13 @@ class Runner:
 
     # Whether runs can be compared --------------------------------------------------------------
 
-    def _check(self, job: Job, seed: int) -> None:
+    def _check(self, name: str, trial: Trial) -> None:
         """Raise `AltcoreError` if a run saw other data than the study; the run is retired then."""
         try:
-            self._check_files(dict(files(job.config["settings"])))
-            self._check_data(self._ledger.run_of(job.name), seed)
+            self._identity(self._config(trial))  # of what files hold now
+            self._meet(name, trial.seed)
         except AltcoreError:
-            self._ledger.retire(job.name)
+            self._ledger.retire(name)
             raise
 
     def _check_files(self, found: Mapping[str, str]) -> None:
@@ -281,20 +288,23 @@ class Runner:
                     "command begins new ones beside them"
                 )
 
-    def _check_data(self, path: Path, seed: int) -> None:
-        """Compare what a run saw with what an earlier one did.
+    def _meet(self, name: str, seed: int) -> None:
+        """Note what a run of the answer was, and compare what it saw with what an earlier one did.
 
-        Data that only their first batch is known by are those of its seed.
+        Data that only their first batch is known by are those of its seed. A run without any
+        checkpoint differs in nothing that is known.
         """
-        now = identity_in(path)
-        first = self._seen.setdefault(seed, now)
+        if not (now := identity_in(self._ledger.run_of(name))):
+            return
+        first = self._first.setdefault(seed, now)
         changes = [c for c in compare(first, now) if c.kind in ("data", "world_size")]
         if changes:
             told = "; ".join(map(str, changes))
             raise AltcoreError(
                 f"the data changed while the study ran, and runs cannot be compared: {told}: the "
-                "same command begins new ones beside them"
+                "same command begins new ones beside them, or, if it cannot tell, another --name"
             )
+        self.identities[name] = now
 
 
 def _but_seed_and_rate(identity: Mapping[str, Any]) -> dict[str, Any]:

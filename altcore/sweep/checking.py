@@ -26,9 +26,9 @@ class SettingsCheck:
         own = {name: config.settings_of(name) for name in config.active}
         seen = repr((config.workload, config.optimizer, config.plugins, own))
         if seen not in self._seen:
-            from altcore.engine import check_settings
+            from altcore.engine import owners_of
 
-            check_settings(config)
+            owners_of(config)
             self._seen.add(seen)
 
 

@@ -78,6 +78,7 @@ def test_a_run_with_a_damaged_part_is_left_out_of_all_runs(start, file):
     (path / file).write_text("" if file.endswith("json") else "[")
     with capture_logs() as logs:
         assert [r.name for r in read_runs(str(path.parent))] == ["a"]
-    (warning,) = [entry for entry in logs if "left out" in entry["event"]]
-    assert warning["run"] == "b"
-    assert file in warning["why"]
+    (warning,) = [entry["event"] for entry in logs if "left out" in entry["event"]]
+    assert warning.startswith("b cannot be read, and is left out: ")
+    assert file in warning
+    assert read_runs(str(path.parent)).left_out == [warning]

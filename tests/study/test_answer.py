@@ -1,13 +1,15 @@
 """An answer is read only if it is one: a damaged or forged one is named, with the key."""
 
 import json
+from contextlib import suppress
 
 import pytest
 from helpers_studies import compare_answer, explain_answer
 
 from altcore import BadInput
+from altcore.errors import AltcoreError
 from altcore.runs import with_digest
-from altcore.study import answers_in, load_answer
+from altcore.study import answer, answers_in, load_answer
 from altcore.study.answer import write
 
 ANSWERS = {"explain": explain_answer, "compare": compare_answer}
@@ -132,6 +134,25 @@ def test_an_answer_is_that_of_its_page(tmp_path):
     written(tmp_path, found)
     with pytest.raises(BadInput, match=r"compare\.json is the answer of another page, other"):
         answers_in(tmp_path)
+
+
+@pytest.mark.parametrize("fails", ["written", "rendered"])
+def test_no_rendering_of_an_earlier_answer_stays(tmp_path, monkeypatch, fails):
+    """A paper that inputs it would state other numbers than the answer has."""
+
+    def fail(*_):
+        raise AltcoreError("planted") if fails == "rendered" else OSError(28, "No space", "x")
+
+    told, ours = [], tmp_path / "compare.notes"
+    ours.write_text("mine")
+    write(tmp_path, compare_answer(), told.append)
+    assert len(list(tmp_path.iterdir())) == 6
+    monkeypatch.setattr(answer, "render" if fails == "rendered" else "replace_text", fail)
+    with suppress(BadInput):
+        write(tmp_path, compare_answer(), told.append)
+    assert {path.name for path in tmp_path.iterdir()} == {"compare.json", ours.name}
+    assert load_answer(tmp_path / "compare.json") == compare_answer()
+    assert len(told) == (fails == "rendered")
 
 
 def test_an_answer_is_written_into_its_folder_alone(tmp_path):

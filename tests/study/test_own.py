@@ -104,6 +104,29 @@ def test_a_model_of_other_modules_begins_new_runs(study, tmp_path):
     assert counts[0] == counts[1] < counts[2]
 
 
+def test_an_edited_loss_begins_new_runs(study, tmp_path):
+    """By its code and by the values in it: the name says nothing of either."""
+
+    def smoothed(s):
+        def loss(model, batch):
+            return model(*batch) + s
+
+        return loss
+
+    def other():
+        def loss(model, batch):
+            return model(*batch) * 2
+
+        loss.__qualname__ = smoothed(0.0).__qualname__
+        return loss
+
+    counts = []
+    for loss in (smoothed(0.1), smoothed(0.1), smoothed(0.3), other()):
+        study(model=Sums, data=sums, loss=loss)
+        counts.append(len(list((tmp_path / "mine/runs").iterdir())))
+    assert counts == [counts[0] * n for n in (1, 1, 2, 3)]
+
+
 def test_what_finished_runs_answer_is_not_tried(study, tmp_path, monkeypatch):
     """The short runs before a study: none if every run is there, and those alone that tell more."""
     tried, real = [], setup.train

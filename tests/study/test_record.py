@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from attrs import define, evolve, field
 from helpers import text_file
 from helpers_epochs import BuiltPoints, Points
 
 import altcore
-from altcore import BadInput, hookimpl
+from altcore import BadInput, Format, hookimpl, setting
 from altcore.api import layers_of
 from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
@@ -133,6 +134,21 @@ def test_other_data_is_another_question(ask):
     Path("words.txt").write_text(words)
     third, made = ask()
     assert (gap(third), made) == (gap(first), [])
+
+
+def test_runs_under_other_flags_are_named(ask):
+    """One interval is over those of an earlier session, too."""
+    assert "made alike" not in " ".join(ask()[0]["about"]["cautions"])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found, made = ask(seeds=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(made) == 3
+    (said,) = (text for text in found["about"]["cautions"] if "made alike" in text)
+    assert "torch's default dtype is torch.float32 in 6 runs (" in said
+    assert "torch.float64 in 3 (" in said
+    assert "made alike" in page(found).read_text()
 
 
 def test_other_formats_do_not_overwrite_the_page(ask):
@@ -265,6 +281,7 @@ def test_a_cast_is_known_by_its_rules(runner, cast):
 def test_a_plugin_is_known_by_its_version_and_source(shelf, runner, monkeypatch):
     """That of the run's own plugins; what is merely installed changes nothing."""
 
+    @define(eq=False)
     class Nothing:
         @hookimpl
         def run_start(self, run):
@@ -324,6 +341,47 @@ def test_data_that_change_while_a_study_runs_are_noticed(shelf, start, tmp_path)
     with pytest.raises(AltcoreError, match="the data changed while the study ran"):
         run(study, Arm("two", other), 1)
     assert len(list((tmp_path / "study/runs").iterdir())) == 2
+    # Nor is one of an earlier session compared with it.
+    again = Runner(tmp_path / "study", start.config(**keys), lambda _: None)
+    with pytest.raises(AltcoreError, match="the data changed while the study ran"):
+        again.outcomes([Trial(Arm("one", layer), 1), Trial(Arm("two", other), 1)])
+    assert again.done == 1
+
+
+def test_a_file_is_known_by_the_type_or_the_default_of_its_setting(
+    runner, shelf, tmp_path, monkeypatch
+):
+    """A bare word in a setting of type Path, and a default, name files as in a run's identity."""
+
+    @define(eq=False)
+    class Tabled(Points):
+        table: Path = setting(Path("table"), help="numbers")
+
+    monkeypatch.chdir(tmp_path)
+    shelf.install("workload", "tabled", Tabled)
+    given = {"workload": "tabled", "optimizer": "sgd"}
+    for keys in (given, {**given, "tabled__table": "table"}):
+        Path("table").write_text("1")
+        before = runner(**keys).digest_of(arm("E4M3"))
+        assert runner(**keys).digest_of(arm("E4M3")) == before
+        Path("table").write_text("2")
+        assert runner(**keys).digest_of(arm("E4M3")) != before
+
+
+def test_a_format_that_a_default_names_is_known_by_its_values(runner, shelf):
+    """As one of the recipe is."""
+    values = [-1.0, 0.0, 1.0]
+
+    @define(eq=False)
+    class Stored(Points):
+        store: Format = setting(factory=lambda: table_format("MINE", values), help="of moments")
+
+    shelf.install("workload", "stored", Stored)
+    keys = {"workload": "stored", "optimizer": "sgd"}
+    before = runner(**keys).digest_of(arm("E4M3"))
+    assert runner(**keys).digest_of(arm("E4M3")) == before
+    values[0] = -2.0
+    assert runner(**keys).digest_of(arm("E4M3")) != before
 
 
 def test_a_folder_called_like_a_settings_value_is_no_file_of_it(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from altcore.plugin import replace_text, setting
+from altcore.plugin import problems_of, replace_text, setting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,7 @@ class FormatComparison:
             _named_as_in(df, FailureAnalyzer().from_records(kept)),
             _named_as_in(df, layer_frame(kept)),
             left_out=[r.name for r in runs if r not in kept],
+            problems=problems_of(runs),
         )
         return [replace_text(out / "format_comparison.md", text)]
 
@@ -58,7 +59,8 @@ class FailureModes:
 
         df = runs_frame(runs).assign(format=formats_of(runs), condition=apart_from_format(runs))
         failures = _named_as_in(df, FailureAnalyzer().from_records(runs))
-        return [replace_text(out / "failure_modes.md", failure_modes(failures, df))]
+        text = failure_modes(failures, df, problems_of(runs))
+        return [replace_text(out / "failure_modes.md", text)]
 
 
 @attrs.define(eq=False)
@@ -81,7 +83,7 @@ class ManifoldComparison:
             condition=apart_from_optimizer(kept),
             optimizer=optimizers_of(kept),
         )
-        text = manifold_comparison(df)
+        text = manifold_comparison(df, problems_of(runs))
         return [replace_text(out / "manifold_comparison.md", text)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from altcore.plugin import BadInput, get_format
@@ -61,7 +61,9 @@ PREVENTION = {
 """What usually helps. What helped in these runs is said beside it."""
 
 
-def failure_modes(failures: pd.DataFrame, runs: pd.DataFrame | None = None) -> str:
+def failure_modes(
+    failures: pd.DataFrame, runs: pd.DataFrame | None = None, problems: Sequence[str] = ()
+) -> str:
     """Return the report as Markdown.
 
     Args:
@@ -69,6 +71,7 @@ def failure_modes(failures: pd.DataFrame, runs: pd.DataFrame | None = None) -> s
             missing is filled in.
         runs: a row a run, those that did not fail included. Without it, the report cannot say
             what did not fail.
+        problems: what is wrong with the records of the runs, as `altcore.plugin.problems_of` says.
     """
     failures = FailureAnalyzer().merge_failure_data(failures, [])
     failures = failures.assign(format=labels(failures, "format", NOT_KNOWN))
@@ -79,7 +82,7 @@ def failure_modes(failures: pd.DataFrame, runs: pd.DataFrame | None = None) -> s
         runs = runs.assign(format=labels(runs, "format", NOT_KNOWN)) if len(runs) else runs
         runs = without_copies(runs)
     ran = "" if runs is None else f" in {count(len(runs), 'run')}"
-    parts = head(TITLE, f"{count(len(failures), 'failure')}{ran}")
+    parts = head(TITLE, f"{count(len(failures), 'failure')}{ran}", problems)
     if not len(failures) and (runs is None or not len(runs)):
         return "\n\n".join([*parts, "No data: there is no failure, and no run is known."]) + "\n"
     parts += [*([copies] if copies else []), "## Summary", *_summary(failures, runs)]

@@ -27,6 +27,7 @@ from altcore_reporters.failure_samples import (
 )
 from altcore_reporters.markdown import (
     MISSING,
+    caution,
     number,
     overflow,
     rate,
@@ -110,6 +111,7 @@ class Report:
     def __init__(self, record: RunRecord) -> None:
         self.config, self.environment = record.config, record.environment
         self.summary, self.metrics = record.summary, record.steps
+        self.problems = record.problems
         self.events = happened(record.events)
 
     def markdown(self) -> str:
@@ -124,7 +126,8 @@ class Report:
         for event, verdict in found:
             by_cause.setdefault(event["cause"], []).append((event, verdict))
         firsts = [several[0][0] for several in by_cause.values()]
-        sections = [[title], self._conclusion(firsts), self._head(), self._summary()]
+        sections = [[title], *([part] for part in caution(self.problems))]
+        sections += [self._conclusion(firsts), self._head(), self._summary()]
         for several in by_cause.values():
             sections += self._breakdown(several)
         if not found:

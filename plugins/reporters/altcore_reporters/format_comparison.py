@@ -69,6 +69,7 @@ def format_comparison(
     failures: pd.DataFrame | None = None,
     layer_metrics: pd.DataFrame | None = None,
     left_out: Sequence[str] = (),
+    problems: Sequence[str] = (),
 ) -> str:
     """Return the report as Markdown.
 
@@ -81,9 +82,13 @@ def format_comparison(
             with ``format``.
         left_out: runs that are not in ``df``, since no other format shares their configuration and
             data.
+        problems: what is wrong with the records of the runs, as `altcore.plugin.problems_of` says.
     """
     if not len(df):
-        return "\n\n".join([*head(TITLE, "no run"), "No data: there is no run to compare."]) + "\n"
+        return (
+            "\n\n".join([*head(TITLE, "no run", problems), "No data: there is no run to compare."])
+            + "\n"
+        )
     formats = dict.fromkeys(df["format"].astype(str))
     if sweet_spot is not None and sweet_spot not in formats:
         problem = f"there is no run of {sweet_spot!r}"
@@ -100,7 +105,7 @@ def format_comparison(
     lowest = min(leads.get(LOSS, []), key=lambda found: found.mean, default=None)
     conclusions = [_of_lead(found) for found in leads.get(decides, [])]
     parts = [
-        *head(TITLE, f"{count(len(df), 'run')} of {count(len(formats), 'format')}"),
+        *head(TITLE, f"{count(len(df), 'run')} of {count(len(formats), 'format')}", problems),
         f"Left out, since no other format shares their configuration and data: {listed(left_out)}."
         if left_out
         else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 from altcore_reporters.columns import is_missing
 from altcore_reporters.comparison import CONDITION, is_copy
 from altcore_reporters.intervals import Interval
-from altcore_reporters.markdown import is_finite, rate, text
+from altcore_reporters.markdown import caution, is_finite, rate, text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,7 +128,10 @@ def copies_text(df: pd.DataFrame, column: str = "format") -> str:
     return f"Copies of other runs here, which count once: {names}."
 
 
-def head(title: str, about: str) -> list[str]:
-    """Return a report's title, and the line that says when and of what it was made."""
+def head(title: str, about: str, problems: Sequence[str] = ()) -> list[str]:
+    """Return a report's title, the line that says when and of what it was made, and its caution.
+
+    ``problems`` are those of `altcore.plugin.problems_of`.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return [f"# {title}", f"Generated {now} from {about}."]
+    return [f"# {title}", f"Generated {now} from {about}.", *caution(problems)]

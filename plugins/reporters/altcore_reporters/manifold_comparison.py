@@ -99,7 +99,7 @@ class Comparison:
         return "better" if is_better else "worse"
 
 
-def manifold_comparison(df: pd.DataFrame) -> str:
+def manifold_comparison(df: pd.DataFrame, problems: Sequence[str] = ()) -> str:
     """Return the report as Markdown.
 
     Args:
@@ -107,9 +107,11 @@ def manifold_comparison(df: pd.DataFrame) -> str:
             bit_stall_final; format, seed, state and condition are used if they are there. If all
             finished runs have a ``val_loss``, it decides, since ``final_loss`` is the loss of a
             single batch.
+        problems: what is wrong with the records of the runs, as `altcore.plugin.problems_of` says.
     """
     about = count(len(df), "run")
-    parts = [*head(TITLE, about if len(df) else "no run"), "## Hypothesis", HYPOTHESIS]
+    top = head(TITLE, about if len(df) else "no run", problems)
+    parts = [*top, "## Hypothesis", HYPOTHESIS]
     if not len(df):
         return "\n\n".join([*parts, "## Results", "No data: there is no run to compare."]) + "\n"
     copies = copies_text(df, "optimizer")

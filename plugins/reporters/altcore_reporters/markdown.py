@@ -36,6 +36,18 @@ def text(value: Any) -> str:
     return plain
 
 
+def caution(problems: Sequence[str]) -> list[str]:
+    """Return the paragraphs that say what is wrong with the runs of a report; none if nothing is.
+
+    >>> caution([])
+    []
+    """
+    if not problems:
+        return []
+    listed = "\n".join(f"- {text(problem)}" for problem in problems)
+    return ["**Caution**, of the records behind this report:", listed]
+
+
 def number(value: Any) -> str:
     """Return a number with six significant digits; nested non-finite ones arrive as words."""
     if isinstance(value, int | float):

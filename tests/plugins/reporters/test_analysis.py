@@ -1,5 +1,7 @@
 """The reporters that compare runs, on runs that were trained, as the command calls them."""
 
+import re
+import shutil
 import subprocess
 import sys
 
@@ -58,6 +60,31 @@ def test_formats_are_compared_from_the_command_line(folder, tmp_path, capsys):
     assert sorted(left_out.replace(" and ", ", ").split(", ")) == ["alone", "aware-1", "aware-2"]
     assert "paired" in text
     assert "| attention" in text.partition("### ulp-stats/view_zero_share")[2]
+
+
+REPORTERS = ["format-comparison", "failure-modes", "manifold-comparison", "page", "failure-report"]
+
+
+@pytest.mark.parametrize("reporter", REPORTERS)
+def test_what_is_wrong_with_the_runs_is_in_the_report(folder, tmp_path, capsys, reporter):
+    """Whoever reads the file alone has no standard error: an edited loss would be a finding."""
+    runs, out = tmp_path / "runs", tmp_path / "reports"
+    shutil.copytree(folder, runs)
+    edited = runs / "E5M2-1/summary.json"
+    edited.write_text(re.sub('"val_loss": [^,]*', '"val_loss": 1.0', edited.read_text()))
+    (runs / "E3M4-2/summary.json").write_text("no JSON")
+    (runs / "E3M4-1/config.yaml").unlink()
+    done = call(capsys, "report", reporter, "--from", runs, "--out", out)
+    assert done.code == 0, done.err
+    texts = [path.read_text() for path in sorted(out.iterdir())]
+    said = [text for text in texts if f"{edited} was changed since the run ended" in text]
+    assert len(said) == 1
+    if reporter != "failure-report":  # which is of one run
+        assert "E3M4-2 cannot be read, and is left out" in said[0]
+        assert "a run is left out: " in said[0]
+    as_left = tmp_path / "as-left"
+    assert call(capsys, "report", reporter, "--from", folder, "--out", as_left).code == 0
+    assert not any("Caution" in path.read_text() for path in as_left.iterdir())
 
 
 def test_a_comparison_is_that_of_the_losses(records, tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 
-from altcore.plugin import METRICS
+from altcore.plugin import METRICS, problems_of
 from altcore_reporters.page import tables
 from altcore_reporters.page.axes import Axis, steps_axis
 from altcore_reporters.page.heat import Heat, heat_of
@@ -71,6 +71,8 @@ class Contents:
 
     title: str
     verdict: Verdict
+    problems: Sequence[str]
+    """What is wrong with the records of the runs."""
     figures: Sequence[Figure]
     plots: Sequence[Plot]
     lead: str
@@ -118,6 +120,7 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
     return Contents(
         title=first.name if is_one else f"{len(records)} runs",
         verdict=verdict_of_run(first) if is_one else verdict_of_runs(groups),
+        problems=problems_of(records),
         figures=figures_of_run(first) if is_one else figures_of_runs(groups),
         plots=plots,
         lead=_lead(records, groups),
