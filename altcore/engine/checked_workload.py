@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from altcore.builtin_types import as_builtin, misfit
+from altcore.engine.epochs import Epoch, training_batch
 from altcore.engine.flag_watch import watched
 from altcore.engine.named_errors import check_savable, naming
 from altcore.engine.state import Workload
@@ -143,6 +145,26 @@ def placed(batch: Any, device: torch.device, where: str) -> Any:
         return part
 
     return tree_map(moved, batch)
+
+
+def training_batches(workload: Any, epoch: Epoch | None, step: int, count: int) -> list[Any]:
+    """Return the micro-batches of a step, all but the last one in memory of their own.
+
+    A workload may give each of them in the same memory, as loaders with one buffer do.
+    """
+    drawn = (training_batch(workload, epoch, step, micro) for micro in range(count))
+    return [kept(batch) if micro + 1 < count else batch for micro, batch in enumerate(drawn)]
+
+
+def kept(batch: Any) -> Any:
+    """Return a batch in memory of its own, which stays what it is whatever its owner fills anew."""
+
+    def own(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part if part.requires_grad else part.clone()
+        return copy.deepcopy(part) if any(True for _ in tensors_in(part)) else part
+
+    return tree_map(own, batch)
 
 
 def check_last_batch(workload: Any) -> None:

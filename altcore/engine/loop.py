@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from altcore.engine import capture
 from altcore.engine.apply import carry_out, emit_verdict, stop_of
 from altcore.engine.changed_process import changes_named
+from altcore.engine.checked_workload import training_batches
 from altcore.engine.collapse import Detector
 from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
-from altcore.engine.epochs import training_batch
 from altcore.engine.evaluating import Evaluating
 from altcore.engine.evaluation import items_in
 from altcore.engine.event_log import EventLog
@@ -125,10 +125,8 @@ class Engine:
         self.begin(step)
         proposals: list[Proposal] = []
         losses: list[dict[str, Tensor]] = []
-        batches = [
-            training_batch(run.workload, run.epoch, step.index, micro)
-            for micro in range(config.gradient_accumulation_steps)
-        ]
+        count = config.gradient_accumulation_steps
+        batches = training_batches(run.workload, run.epoch, step.index, count)
         step.items = tuple(items_in(run.workload, batch) for batch in batches)
         for step.micro, batch in enumerate(batches):
             step.batch = self.ranks.share(run.workload, batch)

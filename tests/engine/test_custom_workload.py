@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from helpers_cli import call
 from planted import Regression, plant
 from structlog.testing import capture_logs
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import altcore
 from altcore import BadInput
@@ -355,3 +357,34 @@ def test_a_model_that_was_thawed_is_no_reason_to_call_checkpoints_invalid(shelf,
     with capture_logs() as logs, pytest.raises(BadInput, match=says):
         altcore.train(more, resume="r", **OWN)
     assert not [line for line in logs if "not valid" in line["event"]]
+
+
+class Held(UserDict):
+    """A container that torch does not know."""
+
+
+@pytest.mark.parametrize("hold", [lambda x: x, lambda x: [{"x": x}], lambda x: Held(x=x)])
+def test_a_buffer_that_is_filled_anew_for_each_micro_batch(hold, shelf, start):
+    """As some loaders do: a step draws all of its micro-batches before it learns from the first."""
+    plant(shelf, "regression")
+    buffer = torch.empty(4, 8)
+
+    def drawn(step, micro):
+        return torch.randn(4, 8, generator=torch.Generator().manual_seed(9 * step + micro))
+
+    def loss(model, batch):
+        (x,) = tree_leaves(batch["x"] if isinstance(batch, Held) else batch)
+        return model(x).square().mean()
+
+    losses = []
+    for data in (
+        lambda split, step, micro: hold(drawn(step, micro)),
+        lambda split, step, micro: hold(buffer.copy_(drawn(step, micro))),
+    ):
+        torch.manual_seed(0)
+        keys = {"workload": "regression", "max_steps": 3, "gradient_accumulation_steps": 3}
+        config = start.config(**keys, name=f"r{len(losses)}")
+        run = altcore.train(config, model=nn.Linear(8, 2), data=data, loss=loss)
+        lines = read_lines(run.run_directory / "metrics.jsonl")
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == losses[1]
