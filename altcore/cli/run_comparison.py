@@ -105,10 +105,9 @@ def _differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _other_code(codes: Sequence[Any]) -> dict[str, list[Any]]:
-    """Return the formats and plugins that are others in runs which have one of the same name.
+    """Return each format and plugin whose code is not the same in all runs that have one so named.
 
-    Which ones a run has is told by its configuration. ``recorded`` says of which runs it is known,
-    unless it is of all.
+    A key ``recorded`` says which runs recorded their code, unless all did.
     """
     known = {} if all(codes) else {"recorded": [bool(code) for code in codes]}
     return {**known, **other_code(codes)}

@@ -14,7 +14,7 @@ Row = tuple[str, Sequence[str | None]]
 
 
 def other_code(codes: Sequence[Any]) -> dict[str, list[str | None]]:
-    """Return the names of which runs have several codes, with the text of each run's.
+    """Return each name whose code is not the same in all runs that have it, with each run's text.
 
     The digest decides, and without one the version: the text is that of the first with the same.
     ``codes`` are as environment.json has them under ``code``.
@@ -43,7 +43,7 @@ def other_data(
     *,
     whatever_was_asked: bool = False,
 ) -> list[Row]:
-    """Return the data of which runs have several.
+    """Return the data that are not the same in all runs that have any.
 
     These are what a workload digests, its fact ``sha256``, and the files that settings name.
 

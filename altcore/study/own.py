@@ -41,8 +41,9 @@ class Own:
         return given_from_python(self.model, self.data, self.loss)
 
     def identity(self) -> dict[str, Any]:
-        """Return what was passed in as the identity of a run holds it; of a function that returns
-        the model, its name: the workload's facts have the modules.
+        """Return what was passed in as the identity of a run holds it.
+
+        A function that returns the model is known by its name: the workload's facts have the model.
         """
         model = self.model if isinstance(self.model, nn.Module) else None
         known = identity_given(model, self.data, self.loss)

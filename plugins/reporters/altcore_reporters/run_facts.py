@@ -29,12 +29,14 @@ def changes_of(record: RunRecord) -> str | None:
 def versions_of(records: Sequence[RunRecord], watching: Collection[str]) -> list[dict[str, str]]:
     """Return of each run the formats, plugins and files of which other runs have another version.
 
-    Plugins of which the names are in ``watching`` change no number, and are left out.
+    Plugins whose names are in ``watching`` change no number, and are left out with their files.
     """
     found = other_code([record.environment.get("code") for record in records])
     parts = ([getattr(r, part) for r in records] for part in ("config", "summary", "environment"))
     data = other_data(*parts, whatever_was_asked=True)
-    found |= {what: [*row] for what, row in data if what.startswith("file of ")}
+    files = [(what, row) for what, row in data if what.startswith("file of ")]
+    owners = {what: what.removeprefix("file of ").partition(".")[0] for what, _ in files}
+    found |= {what: [*row] for what, row in files if owners[what] not in watching}
     return [
         {key: own[i] for key, own in found.items() if own[i] is not None and key not in watching}
         for i in range(len(records))

@@ -112,11 +112,15 @@ def test_another_version_of_what_is_compared_is_another_format_or_optimizer():
 
 def test_another_file_that_a_setting_names_is_another_condition():
     """By what it holds, as of a workload that digests nothing."""
-    runs = [told(files={"own.table": digest * 8}) for digest in ("0123456789", "abcdef0123")]
+    digests = ("0123456789", "abcdef0123")
+    runs = [told(files={"own.table": digest * 8}, format="E4M3") for digest in digests]
     assert apart_from_format(runs) == [
         "file of own.table 012345678901", "file of own.table abcdef0123ab"
     ]  # fmt: skip
     assert len(grouped(runs)) == 2
+    watched = [told(files={"ulp-stats.table": digest}, format="E4M3") for digest in digests]
+    assert apart_from_format(watched) == ["", ""]
+    assert len(grouped(watched)) == 1
 
 
 def test_what_was_changed_half_way_is_another_condition():
