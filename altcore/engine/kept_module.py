@@ -74,9 +74,10 @@ class KeptModule(Kept):
         """Return the names of buffers and frozen weights that are not finite now."""
         parameters = self.module.named_parameters(remove_duplicate=False)
         trained = {name for name, p in parameters if p.requires_grad}
+        weights = self.module.state_dict()
         return frozenset(
             within(name, self.label)
-            for name, tensor in named_tensors(self.module.state_dict())
+            for name, tensor in named_tensors({**weights, **unsaved_buffers(self.module, weights)})
             if name not in trained and not is_finite(tensor)
         )
 
@@ -87,7 +88,7 @@ class KeptModule(Kept):
         infinite, but not NaN. What is ``unwatched`` may be anything.
         """
         numbers = {*numbers_of(self.module)}
-        for name, tensor in named_tensors(state["model"]):
+        for name, tensor in named_tensors({**state["model"], **state["buffers"]}):
             label = within(name, self.label)
             if label in unwatched:
                 continue

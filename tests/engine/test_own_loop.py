@@ -586,6 +586,22 @@ def test_what_else_a_loop_keeps_is_finite(part, number, tmp_path):
     assert manager.save(4).name == "step-00000004"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+@pytest.mark.parametrize("start", [0.0, torch.nan])
+def test_a_buffer_that_no_state_dict_has_is_not_nan(start, dtype, tmp_path):
+    """Unless it was before training."""
+    loop = Loop()
+    cache = torch.full((2,), start, dtype=dtype)
+    loop.model.register_buffer("cache", cache, persistent=False)
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    assert manager.save(1).name == "step-00000001"
+    cache[0] = torch.nan
+    with capture_logs() as logs:
+        saved = manager.save(2).name
+    assert saved == ("anomaly_00000002" if start == 0 else "step-00000002")
+    assert [log["first"] for log in logs if "first" in log] == ["buffer cache"] * (start == 0)
+
+
 def test_what_is_nan_before_training_may_stay_so(tmp_path):
     """Only a manager that was made before knows of it."""
     loop, other = Loop(), Tracked()
