@@ -22,8 +22,9 @@ class WeightCheck:
     """Finds weights and buffers that became NaN or infinite, and says which step made them so.
 
     The norm is one pass over them, on the device. It travels with the next step's one host read,
-    so that it is known before that step's optimizer. A buffer that is not finite when the run is
-    built, or takes another shape later, is no statistic: an attention mask may be infinite.
+    so that it is known before that step's optimizer. A buffer or a frozen weight that is not finite
+    when the run is built may stay so: an attention mask may be infinite. So may a buffer that takes
+    another shape later.
     """
 
     model: nn.Module
@@ -31,7 +32,7 @@ class WeightCheck:
     every: list[Tensor] = field(init=False)
     """All parameters: one that is frozen may be trained later."""
     as_built: set[int] = field(init=False)
-    """Which of them were trained when the run was built."""
+    """Which of them were trained when the run was built, or frozen and finite."""
     trained: dict[str, Tensor] = field(init=False)
     """The trained parameters by name, as the optimizer has them."""
     watched: dict[str, tuple[Any, ...]] = field(init=False)
@@ -45,8 +46,12 @@ class WeightCheck:
         self.buffers = Buffers(self.model)
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.every = list(self.model.parameters())
-        self.as_built = {id(p) for p in self.trained.values()}
         device = next(iter(self.trained.values())).device
+        self.as_built = {
+            id(p)
+            for p in self.every
+            if p.requires_grad or (p.device == device and _is_statistic(p))
+        }
         self.watched = {
             name: _form(b)
             for name, b in self.buffers.now().items()
@@ -54,14 +59,14 @@ class WeightCheck:
         }
 
     def norm(self) -> Tensor:
-        """Return the L2 norm of all trained parameters and watched buffers, 0-dim."""
+        """Return the L2 norm of all watched parameters and buffers, 0-dim."""
         with torch.no_grad():
-            norms = torch._foreach_norm([p for p in self.every if self._is_trained(p)])
+            norms = torch._foreach_norm([p for p in self.every if self._is_watched(p)])
         if buffers := [b for _, b in self._buffers()]:
             norms = (*norms, *torch._foreach_norm(buffers))
         return torch.linalg.vector_norm(torch.stack(norms))
 
-    def _is_trained(self, p: Tensor) -> bool:
+    def _is_watched(self, p: Tensor) -> bool:
         return p.requires_grad or id(p) in self.as_built  # also while one of those is frozen
 
     def begin_step(self, *, compares: bool) -> None:
@@ -91,9 +96,8 @@ class WeightCheck:
         return evolve(found, arose=self.since)
 
     def names(self) -> list[str]:
-        """Return the names of the trained parameters and watched buffers."""
-        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        return trained + [name for name, _ in self._buffers()]
+        """Return the names of the watched parameters and buffers."""
+        return [name for name, _ in (*self._parameters(), *self._buffers())]
 
     def check_in_place(self) -> None:
         """Raise `AltcoreError` if a trained parameter is no longer the one that is updated."""
@@ -112,6 +116,10 @@ class WeightCheck:
         own = {id(p) for group in optimizer.param_groups for p in group["params"]} if late else ()
         return [name for name, p in late if id(p) not in own]
 
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+        named = self.model.named_parameters()
+        return ((name, p.detach()) for name, p in named if self._is_watched(p))
+
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         now = self.buffers.now() if self.watched else {}
         for name, form in self.watched.items():
@@ -120,8 +128,7 @@ class WeightCheck:
                 yield name, buffer.detach()
 
     def _first(self) -> NonFinite | None:
-        trained = ((n, p.detach()) for n, p in self.model.named_parameters() if p.requires_grad)
-        for what, named in (("weights", trained), ("buffer", self._buffers())):
+        for what, named in (("weights", self._parameters()), ("buffer", self._buffers())):
             for name, tensor in named:
                 if (bad := first_nonfinite(tensor)) is not None:
                     return NonFinite(what, name, value=bad)

@@ -12,9 +12,11 @@ from helpers import checkpoints, events, metrics_bytes, state, weights_sha256
 from helpers_checkpoints import without_resumes
 from helpers_epochs import Points
 from structlog.testing import capture_logs
+from torch import nn
 
 import altcore
 from altcore import BadInput, Stop, hookimpl, setting
+from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError, Interrupted, PluginError
 from altcore.runs import lost_since, read_lines, summary_of
 from altcore.runs.manifest import read_manifest
@@ -467,6 +469,41 @@ def test_weights_that_are_not_finite_are_in_no_regular_checkpoint(shelf, start, 
     assert regular[-1] == ("step-00000002" if keys else "step-00000000")
     for name in regular[1:]:
         assert all(torch.isfinite(w).all() for w in state(run, name)["model"].values())
+
+
+def test_a_frozen_weight_that_is_not_finite_is_in_no_regular_checkpoint(shelf, start):
+    """It is frozen since the run was built, and tied to the last layer."""
+
+    @define(eq=False)
+    class Freezing:
+        @hookimpl
+        def run_start(self, run):
+            run.model.get_parameter("transformer.wte.weight").requires_grad_(False)
+
+        @hookimpl
+        def post_step(self, run, step):
+            if step.index == 2:
+                with torch.no_grad():
+                    run.model.get_parameter("transformer.wte.weight").fill_(math.nan)
+
+    shelf.install("intervention", "freezing", Freezing)
+    keys = {"checkpoint_interval": 1, "nan_patience": 9}
+    run = start(["freezing"], max_steps=4, **keys).run_directory
+    assert nans(run)[0] == (2, 2, "transformer.wte.weight", True)
+    assert checkpoints(run)[:2] == ["anomaly_00000002", "anomaly_00000004"]
+    assert max(name for name in checkpoints(run)) == "step-00000001"
+
+
+@pytest.mark.parametrize("value", [0.0, math.inf])
+def test_a_weight_that_is_frozen_from_the_start_is_watched_if_it_is_finite(value):
+    """An attention mask may be such a weight."""
+    model = nn.Linear(2, 1)
+    model.mask = nn.Parameter(torch.full((2,), value), requires_grad=False)
+    weights = WeightCheck(model)
+    assert weights.judge(float(weights.norm()), 1) is None
+    model.mask.data.fill_(math.nan)
+    found = weights.judge(float(weights.norm()), 2)
+    assert (found and (found.layer, found.arose)) == (("mask", 2) if value == 0 else None)
 
 
 @pytest.mark.parametrize("interval", [0, 1])
