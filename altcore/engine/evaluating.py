@@ -65,5 +65,5 @@ class Evaluating:
     def evaluate_start(self) -> None:
         """Measure where the run begins, for its verdict, if the data's entropy does not say it."""
         run = self.state.run
-        if unigram_entropy(run.workload) is None:
+        if unigram_entropy(self.saving.ending.facts) is None:
             self.state.history.first_evaluation = {"step": 0, **evaluate(run, self.state.ranks)}

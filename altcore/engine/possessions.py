@@ -44,6 +44,7 @@ def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> It
     """
     yield from of_process(run.device, kind)
     yield from _of_run(run, by_value)
+    yield Entries("the workload's facts", run.workload.facts, says_which=True)
     if step is not None:
         yield from (attribute(f"step.{name}", step, name) for name in STEP)
         yield from _tensors("the batch", step.batch, by_value)

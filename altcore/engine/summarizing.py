@@ -9,9 +9,10 @@ from typing import Any
 
 from altcore.engine.apply import names_of_formats
 from altcore.engine.clock import SPENT, rate, spent_in
+from altcore.engine.checked_workload import ENTROPY
 from altcore.engine.collapse import Trend
 from altcore.engine.history import RunHistory
-from altcore.engine.state import Run, Workload
+from altcore.engine.state import Run
 from altcore.runs import (
     TAIL,
     TIMINGS,
@@ -58,7 +59,7 @@ def summarize(
 ) -> Summary:
     """Return the summary of a run that is over."""
     lines = step_lines(run.directory)
-    learned, judged_at = learning(run, history)
+    learned, judged_at = learning(run, history, unigram_entropy(facts))
     stop = history.stop
     return Summary(
         name=run.directory.name,
@@ -101,10 +102,9 @@ def summarize(
     )
 
 
-def learning(run: Run, history: RunHistory) -> tuple[bool | None, int]:
+def learning(run: Run, history: RunHistory, entropy: float | None) -> tuple[bool | None, int]:
     """Return whether the run learned, and by which step that was judged."""
     last, first = history.evaluation, history.first_evaluation
-    entropy = unigram_entropy(run.workload)
     learned = has_learned(last, first, entropy=entropy)
     if not learned or last["step"] == run.step:
         return learned, last.get("step", run.step)
@@ -113,9 +113,9 @@ def learning(run: Run, history: RunHistory) -> tuple[bool | None, int]:
     return False, run.step
 
 
-def unigram_entropy(workload: Workload) -> float | None:
-    """Return the entropy of the data that the workload states, in the unit of its loss."""
-    return finite(workload.facts.get("unigram_entropy"))
+def unigram_entropy(facts: Mapping[str, Any]) -> float | None:
+    """Return the entropy of the data, in the unit of the loss, of facts as the run recorded them."""
+    return finite(facts["workload_facts"].get(ENTROPY))
 
 
 def rise_since(evaluation: Mapping[str, Any], steps: Steps) -> float:

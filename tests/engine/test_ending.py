@@ -64,6 +64,24 @@ def test_a_run_that_learned(start):
     assert plain["failure_step"] is plain["failure_reason"] is plain["stopped_by"] is None
 
 
+@define(eq=False)
+class ChangesFacts:
+    """Gives the data another entropy, after the hook was looked at once."""
+
+    @hookimpl
+    def post_step(self, run, step):
+        if step.index == 2:
+            run.workload.facts["unigram_entropy"] = 99.0
+
+
+def test_a_run_is_judged_by_the_facts_that_it_recorded(start, shelf):
+    """Whoever changes them later, by the record it did not learn."""
+    shelf.install("diagnostic", "changes-facts", ChangesFacts)
+    run = start(["changes-facts"], name="r", max_steps=4, learning_rate=1e-9)
+    plain = check_summary(run.run_directory, learned=False, verdict="did not learn")
+    assert plain["workload_facts"]["unigram_entropy"] < 99
+
+
 def test_a_run_that_did_not_learn(start):
     """It finished, and its loss is where it was."""
     run = start(name="r", max_steps=4, format="E7M0", recipe="pure", learning_rate=1e-9)

@@ -457,6 +457,10 @@ def forget_degraded(run, step):
     run.degraded.append("another")
 
 
+def change_fact(run, step):
+    run.workload.facts["unigram_entropy"] = 99.0
+
+
 def emit_the_end(run, step):
     run.emit("end", status="finished")
 
@@ -571,6 +575,7 @@ CHANGES = {
     write_norm: "step.grad_norm",
     count_items: "step.items",
     forget_degraded: "run.degraded",
+    change_fact: "unigram_entropy of the workload's facts",
     emit_the_end: "the event 'end' is the engine's own",
 }
 KEYS = {
