@@ -3,6 +3,7 @@
 from types import FunctionType
 
 from attrs import define
+from torch import nn
 
 from altcore import hookimpl
 from altcore.engine.plugins import Plugin, load_plugins
@@ -31,7 +32,7 @@ class Told:
 
     def __init__(self):
         self.degraded, self.reports, self.events = [], [], []
-        self.step, self.lr_scale = 0, 1.0
+        self.step, self.lr_scale, self.model = 0, 1.0, nn.Module()
 
     def _write_event(self, kind, **data):
         self.events.append((kind, data))

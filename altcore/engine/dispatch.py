@@ -25,6 +25,7 @@ from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import as_actions, check_return, check_state, measured
 from altcore.engine.state import Run, Step
+from altcore.engine.unasked import STILL, tell_changed_weights, weights_of
 from altcore.errors import AltcoreError, BadInput, PluginError, described
 from altcore.hook_clock import HookClock
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
@@ -83,7 +84,12 @@ class Dispatcher:
 
     def acts_in(self, *hooks: str) -> bool:
         """Whether an intervention has one of these hooks."""
-        return any(plugin.acts for hook in hooks for plugin, _, _ in self._calls[hook])
+        return bool(self.acting_in(*hooks))
+
+    def acting_in(self, *hooks: str) -> list[Plugin]:
+        """Return the interventions that have one of these hooks."""
+        found = [plugin for hook in hooks for plugin, _, _ in self._calls[hook] if plugin.acts]
+        return list(dict.fromkeys(found))
 
     def needs(self, run: Run, step: Step) -> set[str]:
         """Return the captures that the plugins due on ``step`` need.
@@ -182,6 +188,7 @@ class Dispatcher:
                     continue
                 known["history"] = history[plugin.name]
             result = None
+            weights = weights_of(run.model) if hook in STILL else None
             try:
                 with self.boundary.call(plugin, hook, run, step, kept=kept):
                     returned = as_builtin(function(*[copied(known[name]) for name in names]))
@@ -189,6 +196,8 @@ class Dispatcher:
                         returned = measured(returned, known["step"].measures.get(plugin.name, ()))
                     check_return(plugin, hook, returned)
                     result = returned
+                if weights is not None and not plugin.is_disabled:
+                    tell_changed_weights(run, plugin, hook, weights)
             except PluginError as error:
                 # Everybody is told that the run is over.
                 if hook not in ("findings", "run_end"):

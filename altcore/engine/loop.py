@@ -59,6 +59,7 @@ from altcore.engine.snapshots import Snapshot
 from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
+from altcore.engine.unasked import tell_changed_rates
 from altcore.engine.weights import WeightCheck
 from altcore.hooks import BEFORE_OPTIMIZER, Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import Checkpoint, RunDirectory
@@ -162,6 +163,7 @@ class Engine:
             self.record.add({"discarded": True})
         else:
             self.capture(step, "weights_before", capture.weights)
+            tell_changed_rates(run, step, dispatch.acting_in(*BEFORE_OPTIMIZER))
             run.optimizer.step()
             self.capture(step, "weights_proposed", capture.weights)
             self.put_on_grids(step)

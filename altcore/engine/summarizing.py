@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from altcore.engine.apply import names_of_formats
-from altcore.engine.clock import SPENT, rate, spent_in
 from altcore.engine.checked_workload import ENTROPY
+from altcore.engine.clock import SPENT, rate, spent_in
 from altcore.engine.collapse import Trend
 from altcore.engine.history import RunHistory
 from altcore.engine.state import Run
@@ -114,7 +114,7 @@ def learning(run: Run, history: RunHistory, entropy: float | None) -> tuple[bool
 
 
 def unigram_entropy(facts: Mapping[str, Any]) -> float | None:
-    """Return the entropy of the data, in the unit of the loss, of facts as the run recorded them."""
+    """Return the data's entropy, in the loss's unit, of the facts that the run recorded."""
     return finite(facts["workload_facts"].get(ENTROPY))
 
 

@@ -110,7 +110,10 @@ class Entries:
 
 
 class Names:
-    """The names of a module or class of torch: none may be bound to something else."""
+    """The names of a module or class: none may be bound to something else.
+
+    Nor may a class get a method that hides one of its bases.
+    """
 
     of_pass = False
 
@@ -123,17 +126,25 @@ class Names:
         return f"{', '.join(self._changed())} of {self._owner.__name__}"
 
     def _changed(self) -> list[str]:
-        now = vars(self._owner)
-        return [k for k, v in self._before.items() if not _same(v, now.get(k))]
+        now, before = vars(self._owner), self._before
+        hiding = [k for k in now.keys() - before.keys() if callable(now[k]) and self._hides(k)]
+        return [*(k for k, v in before.items() if not _same(v, now.get(k))), *hiding]
+
+    def _hides(self, name: str) -> bool:
+        bases = self._owner.__mro__[1:] if isinstance(self._owner, type) else ()
+        return any(name in vars(base) for base in bases)
 
     def is_changed(self) -> bool:
-        """Whether a name that was there is another thing now, or gone."""
+        """Whether a name that was there is another thing now, or gone, or hidden."""
         return bool(self._changed())
 
     def put_back(self) -> bool:
         """Bind the names again."""
         for name in self._changed():
-            setattr(self._owner, name, self._before[name])
+            if name in self._before:
+                setattr(self._owner, name, self._before[name])
+            else:
+                delattr(self._owner, name)
         return True
 
 
@@ -155,7 +166,7 @@ class TensorValue:
 
     def _now(self) -> tuple[Any, ...]:
         t = self._tensor
-        return (_version(t), address(t), t.dtype, t.shape, t.requires_grad)
+        return (version(t), address(t), t.dtype, t.shape, t.requires_grad)
 
     def is_changed(self) -> bool:
         """Whether it was written to, or has another memory, type or need of a gradient."""
@@ -168,8 +179,8 @@ class TensorValue:
 
     def put_back(self) -> bool:
         """Give it its memory, and the values that are known."""
-        version, requires_grad = self._facts[0], self._facts[-1]
-        is_written = _version(self._tensor) != version
+        before, requires_grad = self._facts[0], self._facts[-1]
+        is_written = version(self._tensor) != before
         if self._now()[1:4] != self._facts[1:4]:
             self._tensor.data = self._memory
         if self._tensor.requires_grad != requires_grad and self._tensor.is_leaf:
@@ -181,7 +192,8 @@ class TensorValue:
         return self._copy is not None or not is_written
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to; -1 if torch does not count."""
     return -1 if tensor.is_inference() else tensor._version
 
 
