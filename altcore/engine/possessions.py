@@ -10,6 +10,8 @@ from attrs import fields
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from altcore.engine.checked_workload import CheckedWorkload
+from altcore.engine.custom_workload import own_workload
 from altcore.engine.process_possessions import of_process
 from altcore.engine.state import Run, Step
 from altcore.engine.trespass import (
@@ -44,7 +46,7 @@ def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> It
     """
     yield from of_process(run.device, kind)
     yield from _of_run(run, by_value)
-    yield Entries("the workload's facts", run.workload.facts, says_which=True)
+    yield from _of_workload(run.workload)
     if step is not None:
         yield from (attribute(f"step.{name}", step, name) for name in STEP)
         yield from _tensors("the batch", step.batch, by_value)
@@ -78,6 +80,20 @@ def _of_run(run: Run, by_value: bool) -> Iterator[Possession]:
             yield from _tensors("run.snapshots", getattr(snapshot, name), by_value)
 
 
+def _of_workload(workload: Any) -> Iterator[Possession]:
+    yield Entries("the workload's facts", workload.facts, says_which=True)
+    own = own_workload(workload)
+    if hasattr(own, "__dict__"):
+        yield ModuleAttributes("the workload", own)
+    for cls in dict.fromkeys((CheckedWorkload, *_classes(workload), *_classes(own))):
+        yield Names(cls)
+
+
+def _classes(thing: Any) -> list[type]:
+    """Return the classes that a thing has its methods of."""
+    return [cls for cls in type(thing).__mro__ if cls is not object]
+
+
 def _tensors(label: str, held: Any, by_value: bool) -> Iterator[Possession]:
     """Yield tensors, and the dictionaries and lists that hold them, at every depth."""
     if isinstance(held, Tensor):
@@ -96,7 +112,7 @@ def _of_modules(model: nn.Module) -> Iterator[Possession]:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        classes[type(module)] = None
+        classes |= dict.fromkeys(_classes(module))
         place = f"module {name}" if name else "the model"
         for key, held in vars(module).items():
             if isinstance(held, dict) and key.startswith("_"):

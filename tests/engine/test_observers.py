@@ -461,6 +461,20 @@ def change_fact(run, step):
     run.workload.facts["unigram_entropy"] = 99.0
 
 
+def patch_workload(run, step):
+    type(run.workload).loss = lambda self, model, batch: self.own.loss(model, batch) * 0.5
+
+
+def patch_own_class(run, step):
+    own = type(run.workload.own)
+    loss = own.loss
+    own.loss = lambda self, model, batch: loss(self, model, batch) * 0.5
+
+
+def patch_base(run, step):
+    type(run.model.lm_head).__call__ = lambda self, x: self.forward(x) * 2
+
+
 def emit_the_end(run, step):
     run.emit("end", status="finished")
 
@@ -575,6 +589,9 @@ CHANGES = {
     write_norm: "step.grad_norm",
     count_items: "step.items",
     forget_degraded: "run.degraded",
+    patch_workload: "loss of CheckedWorkload",
+    patch_own_class: "loss of",
+    patch_base: "__call__ of",
     change_fact: "unigram_entropy of the workload's facts",
     emit_the_end: "the event 'end' is the engine's own",
 }
