@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ from altcore.engine.modes import Modes
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
+from altcore.engine.restarting import as_restored
 from altcore.engine.run_state import RunState
 from altcore.engine.saving import Saving
 from altcore.engine.schedule import is_due, learning_rate
@@ -87,6 +89,8 @@ class Engine:
     makers: Mapping[str, Any] = field(factory=dict)
     """The settings of the workload and the optimizer, which built them."""
     ranks: Ranks = field(factory=Ranks)
+    is_restored: bool = field(init=False, default=False)
+    """Whether the state came from a checkpoint."""
     leaving: Leaving = field(init=False)
     history: RunHistory = field(init=False, factory=RunHistory)
     record: StepRecord = field(init=False)
@@ -364,7 +368,9 @@ class Engine:
         run = self.run
         random = random_state(run.device)
         with self.events.without_repeats():
-            self.dispatch.call("run_start", run=run)
+            goes_on = self.is_restored and self.dispatch.acts_in("run_start")
+            with as_restored(self.saving.state) if goes_on else nullcontext():
+                self.dispatch.call("run_start", run=run)
             set_random_state(random, run.device)  # a plugin's imports may draw numbers
             self.modes.note()
             self.saving.note_start()
@@ -383,4 +389,5 @@ class Engine:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take the state of a checkpoint; the next step is the one after."""
         self.saving.resume(checkpoint)
+        self.is_restored = checkpoint.state is not None
         self.captures = capture.LayerCaptures(self.run.quantization.modules)

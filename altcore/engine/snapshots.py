@@ -38,8 +38,8 @@ class Snapshot:
         watched: Sequence[str],
     ) -> Snapshot:
         """Copy the state as it is now."""
-        weights, moments = _copy(model.state_dict()), _copy(optimizer.state_dict())
-        buffers = _copy(unsaved_buffers(model, weights))
+        weights, moments = copied(model.state_dict()), copied(optimizer.state_dict())
+        buffers = copied(unsaved_buffers(model, weights))
         return cls(step, weights, buffers, moments, quantization.state_dict(), watched)
 
     def restore(self, optimizer: torch.optim.Optimizer, quantization: Quantization) -> None:
@@ -48,7 +48,7 @@ class Snapshot:
         put_model(quantization.model, quantization, state)
         later = unsaved_buffers(quantization.model, self.weights).keys() - self.buffers.keys()
         drop_buffers(quantization.model, later)
-        load_optimizer(optimizer, _copy(self.optimizer))
+        load_optimizer(optimizer, copied(self.optimizer))
 
     def is_finite(self) -> bool:
         """Whether all that is watched is finite; a host read, made only when a rollback asks."""
@@ -57,12 +57,13 @@ class Snapshot:
         return bool(torch.stack(flags).all()) if flags else True
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any, device: str | None = None) -> Any:
+    """Return a state with copies of its tensors, on ``device`` if one is given."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return value.detach().to(device, copy=True)
     if isinstance(value, Mapping):
-        return {k: _copy(v) for k, v in value.items()}
+        return {k: copied(v, device) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        made = [_copy(v) for v in value]
+        made = [copied(v, device) for v in value]
         return tuple(made) if isinstance(value, tuple) else made
     return value
