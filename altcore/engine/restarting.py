@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from altcore.engine.model_state import flags_of, put_model, set_flags, unsaved_buffers
+from altcore.engine.model_state import flags_of, put_model, set_flags
 from altcore.engine.optimizer_loading import load_optimizer
 from altcore.engine.run_state import RunState
 from altcore.engine.snapshots import copied
@@ -19,7 +19,7 @@ def as_restored(state: RunState) -> Iterator[None]:
     """
     model, optimizer, q = state.run.model, state.run.optimizer, state.run.quantization
     weights, moments = copied(model.state_dict(), "cpu"), copied(optimizer.state_dict(), "cpu")
-    buffers = copied(unsaved_buffers(model, weights), "cpu")
+    buffers = copied(state.buffers.changed(weights), "cpu")
     scales, flags = q.state_dict(), flags_of(model)
     yield
     state.built.check()

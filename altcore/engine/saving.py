@@ -13,7 +13,7 @@ from altcore.engine.custom_workload import own_batches, own_loss, own_workload
 from altcore.engine.ending import Ending
 from altcore.engine.fingerprints import Fingerprint
 from altcore.engine.finite import is_finite
-from altcore.engine.given_parts import without_changing
+from altcore.engine.given_parts import without_changing, without_saved
 from altcore.engine.hidden_state import attributes_of_others, changed_in, no_state, own_of
 from altcore.engine.hook_state import Hooks
 from altcore.engine.model_state import misstated
@@ -335,7 +335,7 @@ class Saving:
             "evaluation": self._evaluation(),
             "snapshots": self._write_snapshots() if kind == REGULAR else [],
             "logs": self.directory.sync_logs(),
-            "identity": self.identity,
+            "identity": without_saved(self.identity, (state or {}).get("buffers", ())),
             "environment": self.directory.environment,
         }
         save_checkpoint(self.directory.checkpoints, state, manifest)

@@ -29,6 +29,7 @@ from altcore.runs.environment_file import check_environment, has_environment, re
 from altcore.runs.files_in_settings import file_digests, named_files, stamps_of_files
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
+    BUFFERS,
     CHANGES,
     CODE,
     DIGITS,
@@ -167,6 +168,7 @@ __all__ = [
     "AFTER_PLUGINS",
     "ANOMALY",
     "BEST",
+    "BUFFERS",
     "CHANGES",
     "CHECKPOINTS",
     "CODE",

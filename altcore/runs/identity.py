@@ -22,8 +22,10 @@ NAME, MODULES = "name", "modules"
 CODE, VALUES = "code", "values"
 """What a function that was given is known by, besides: the digest of its code by the version of
 Python's bytecode, and the values of its variables by name."""
+BUFFERS = "buffers"
+"""What a model that was given is known by, besides: the digests of buffers that no state has."""
 CHANGES = "changes as the run trains"
-"""Stands for the value of such a variable, which is then not compared."""
+"""Stands for the value of such a variable or buffer, which is then not compared."""
 INITIAL_WEIGHTS = "initial_weights"
 """The key of `environment.json` with the digest of the weights with which such a model came."""
 UNKNOWN = "unknown"
@@ -51,8 +53,8 @@ def identity_of(
         data: what the data are known by: ``sha256``, ``of``, and what the caller gave.
         where: the platform, as `platform_of` returns it.
         given: what came from Python in the place of the workload's own, by ``model``, ``data`` and
-            ``loss``: each with its `NAME`, modules with their `MODULES`, functions with `CODE` and
-            `VALUES`.
+            ``loss``: each with its `NAME`, modules with their `MODULES`, a model with its
+            `BUFFERS`, functions with `CODE` and `VALUES`.
         world_size: the number of processes that train together.
     """
     used = [*formats, *formats_within([config.format, list(map(values_of, owners.values()))])]

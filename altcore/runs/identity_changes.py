@@ -15,7 +15,7 @@ from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest, shown
 from altcore.recipes import some
 from altcore.runs.files_in_settings import by_owner, leaves
-from altcore.runs.identity import CHANGES, CODE, DIGITS, MODULES, NAME, UNKNOWN, VALUES
+from altcore.runs.identity import BUFFERS, CHANGES, CODE, DIGITS, MODULES, NAME, UNKNOWN, VALUES
 
 KINDS = ("configuration", "data", "format", "recipe", "plugin", "world_size")
 """What may not change unless ``--allow-change`` names it."""
@@ -196,12 +196,13 @@ def _given(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
         for version, old, new in _differences(*codes)
         if version in codes[0] and version in codes[1]
     ]
-    if VALUES in before and VALUES in now:
-        told += [
-            (f"{name}={_text(old)}", f"{name}={_text(new)}")
-            for name, old, new in _differences(before[VALUES], now[VALUES])
-            if CHANGES not in (old, new)
-        ]
+    told += [
+        (f"{name}={_text(old)}", f"{name}={_text(new)}")
+        for part in (VALUES, BUFFERS)
+        if part in before and part in now
+        for name, old, new in _differences(before[part], now[part])
+        if CHANGES not in (old, new)
+    ]
     if not told:
         return []
     texts = (f"{now.get(NAME)}, with {some(parts, 2)}" for parts in zip(*told, strict=True))
