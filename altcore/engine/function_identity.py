@@ -1,7 +1,8 @@
 """What a function of the caller's own is known by, in any process: its code, and the values in it.
 
-A value is known by numbers, text and tensors at a small depth; anything else by the name of its
-class, so that a dataset or a connection that is made anew is no other one.
+A value is known by numbers, text and tensors at a small depth, a module by the kinds of those in
+it; anything else by the name of its class, so that a dataset or a connection that is made anew is
+no other one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from importlib.util import MAGIC_NUMBER
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from altcore.engine.batch_digests import PLAIN, batch_digest, is_array
 from altcore.engine.called_state import parts_of
 from altcore.engine.function_code import digest_of
 from altcore.engine.hidden_state import is_no_state
+from altcore.engine.module_kinds import kinds_of
 from altcore.runs import CHANGES, CODE, DIGITS, VALUES
 
 PLACE = re.compile(r".*[/\\].*|(cpu|cuda|mps|xpu)(:\d+)?", re.DOTALL)
@@ -31,9 +33,9 @@ LARGE = 2**16
 """Elements of a tensor or an array; of a larger one some are looked at, evenly spaced."""
 WORD = re.compile(r"[\w .-]{0,16}")
 """Text that a manifest shows; other text is known by its digest, since it may be a secret."""
-LONGEST = 60
+LONGEST = 100
 """Letters of a value in a manifest; a longer one is known by its digest."""
-OF_GLOBALS = (str, int, float, complex, torch.dtype, Tensor)
+OF_GLOBALS = (str, int, float, complex, torch.dtype, Tensor, nn.Module)
 """Globals that are compared: others are the program's, which does more than this function."""
 
 
@@ -80,6 +82,9 @@ def _text(value: Any, depth: int = DEPTH) -> str:
             return repr(value)
         if isinstance(value, Tensor) or is_array(value):
             return _text_of_elements(value)
+        if isinstance(value, nn.Module):
+            kinds = kinds_of(value).items()
+            return ", ".join(f"{what} as {name}" if name else what for name, what in kinds)
         if isinstance(value, Mapping | list | tuple | Set) and depth and len(value) <= MOST:
             return f"{kind}({_text_of_parts(value, depth - 1)})"
     except Exception:  # code of others, and tensors that hold no numbers

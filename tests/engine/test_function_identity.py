@@ -30,6 +30,10 @@ def closed(smoothing):
     return loss
 
 
+def of_criterion(smoothing):
+    return closed(nn.CrossEntropyLoss(label_smoothing=smoothing))
+
+
 def of_default(smoothing):
     def loss(model, batch, smoothing=smoothing):
         return model(batch).sum() * smoothing
@@ -108,6 +112,10 @@ OTHERS = {
     "a default": (of_default, 0.1, 0.3, "with smoothing=0.1 and is "),
     "a default of a keyword": (of_keyword, 0.1, 0.3, "with smoothing=0.1 and is "),
     "a global": (of_global, 0.1, 0.3, "with SMOOTHING=0.1 and is "),
+    "a module": (of_criterion, 0.1, 0.3, "label_smoothing=0.1, reduction=mean) and is "),
+    "a module among others": (lambda x: closed([None, nn.Dropout(x)]), 0.1, 0.3, "Dropout(p=0.1)"),
+    "a part of a module": (lambda x: closed(nn.Sequential(x)), nn.ReLU(), nn.GELU(), "ReLU() as 0"),
+    "a global module": (lambda x: of_global(nn.Dropout(x)), 0.1, 0.3, "SMOOTHING=Dropout(p=0.1)"),
     "within a decorator": (lambda x: wrapped(closed(x)), 0.1, 0.3, "with smoothing=0.1"),
     "an object": (Smooth, 0.1, 0.3, "Smooth, given from Python, with smoothing=0.1"),
     "a method": (lambda x: Smooth(x).loss, 0.1, 0.3, "with smoothing=0.1"),
