@@ -6,6 +6,8 @@ from helpers_faults import PLUGINS, check_is_eventful, check_same, eventful_run,
 
 from altcore.registry import HOOK_KINDS, entries
 
+SHARES = 20
+"""Tests among which all points are divided, so that processes of pytest can share them."""
 ALL = tuple(e.name for e in entries() if e.kind in HOOK_KINDS)
 
 
@@ -36,9 +38,11 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(kit, share):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("share", range(SHARES))
 @pytest.mark.parametrize("kit", [(), ALL], ids=["few plugins", "all plugins"], indirect=True)
-def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_happened(kit):
+def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_happened(kit, share):
     """At each of its file operations, also with all first-party plugins."""
-    for point in range(1, len(kit[-1]) + 1):
+    points = range(1 + share, len(kit[-1]) + 1, SHARES)
+    for point in points:
         check(kit, point)
-    print(f"{len(kit[-1])} points")
+    print(f"{len(points)} of {len(kit[-1])} points")
