@@ -13,7 +13,7 @@ from altcore.errors import BadInput
 from altcore.formats import AnyFormat
 from altcore.numerics import round_to_grid
 from altcore.quantization.checks import check_operand
-from altcore.quantization.compute import grid_dtype
+from altcore.quantization.compute import float8_dtype, grid_dtype
 from altcore.quantization.context import Context
 from altcore.quantization.discovery import called, layer_kind, runs_torchs_forward
 from altcore.quantization.flops import OPERANDS_OF
@@ -247,7 +247,7 @@ class WeightProducts:
         layer, is_weight = self.layer, name.startswith("weight@")
         if is_weight and self.is_stored and (stored := layer.stored_format(name, self.parameter)):
             layer.note(name, self.parameter, x)
-            return Operand(x.detach(), format=stored)
+            return self._stored_operand(x.detach(), stored)
         quantizer = layer.quantizers.get(layer.site(name, self.parameter))
         if quantizer is None:
             return Operand(x.detach())
@@ -267,6 +267,13 @@ class WeightProducts:
         if is_weight and self.weights is not None and not x.is_inference():  # it has no version
             self.weights[key] = x, operand
         return operand
+
+    def _stored_operand(self, x: Tensor, fmt: AnyFormat) -> Operand:
+        """Return a stored weight as it is; for FP8 units, which take codes, without its scale."""
+        if self.compute != "exact-float8" or float8_dtype(fmt) is None:
+            return Operand(x, format=fmt)
+        scale = self.layer.stored[self.parameter].seen_scale
+        return Operand(x * (1 / scale), scale, fmt)
 
     def count(self, product: str, a: Operand, b: Operand, flops: int) -> None:
         """Count the operations of a product, by its operands on a grid."""

@@ -52,6 +52,8 @@ class StoredWeight:
     """Of the parameter then."""
     scale: Tensor = field(init=False)
     """The current scale, float32, 0-dim."""
+    seen_scale: Tensor = field(init=False)
+    """The scale at which products see it: another one's, if another weight is in its place."""
     scale_before: Tensor = field(init=False)
     """The previous step's scale. Codes before and after the update are compared at this scale."""
     before: Tensor = field(init=False)
@@ -64,7 +66,7 @@ class StoredWeight:
     def __attrs_post_init__(self) -> None:
         self.parameter = self.slot.parameter
         w = self.parameter.detach()
-        self.scale = self.scale_before = self._fresh_scale(w)
+        self.scale = self.scale_before = self.seen_scale = self._fresh_scale(w)
         on_grid = self._round(w, self.scale)
         self.error = (on_grid - w).norm() / w.norm().clamp(min=1e-30)
         self._put(on_grid)
@@ -90,8 +92,10 @@ class StoredWeight:
         puts it there) stays as it is; the returned one passes its gradient on.
         """
         if self.is_current(weight):
+            self.seen_scale = self.scale
             return weight
         scale, on_grid = self.as_seen(weight)
+        self.seen_scale = scale
         is_same = bool(((on_grid == weight) | weight.isnan()).all())  # NaN stays NaN
         if not isinstance(weight, nn.Parameter):
             return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped

@@ -137,6 +137,43 @@ def test_float8_leaves_what_the_units_cannot_take():
     )
 
 
+class Halved(nn.Module):
+    """Has a forward of its own, which multiplies by a part of its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(64, 64))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight[:32])
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(64, 64, bias=False), Halved])
+@pytest.mark.parametrize("scaling", ["power-of-two", "rms", "none"])
+@pytest.mark.parametrize("formats", [("E4M3", "E5M2"), ("E5M2", "E4M3")])
+def test_stored_weights_are_multiplied_on_float8_units_without_their_scale(layer, scaling, formats):
+    """Also those that torch.func.functional_call puts in their place, which have another one."""
+    torch.manual_seed(0)
+    weight, activation = formats
+    stored = {"format": weight, "scaling": scaling}
+    recipe = {"weight": weight, "activation": activation, "gradient": None, "stored_weight": stored}
+    w, x = 0.002 * torch.randn(64, 64), torch.randn(32, 64)
+    found = {}
+    for kind in ("exact-float8", "float32"):
+        model = nn.Sequential(layer())
+        nn.init.zeros_(model[0].weight).data.add_(w)
+        with quantize_model(model, recipe, head=None, compute=kind) as q:
+            input = x.clone().requires_grad_()
+            y = model(input)
+            y.square().sum().backward()
+            (kept,) = q.stored.values()
+            other = {"0.weight": 8 * model[0].weight.detach()}
+            found[kind] = (y, input.grad, torch.func.functional_call(model, other, x))
+            assert scaling == "none" or kept.scale < 0.01
+    for one, other in zip(*found.values(), strict=True):
+        assert (one - other).norm() <= 1e-6 * other.norm()
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("formats", [("E4M3", "E4M3"), ("E5M2", "E4M3"), ("E4M3", "E5M2")])
 def test_float8_products_on_cuda(formats):
