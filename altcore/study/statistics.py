@@ -17,8 +17,9 @@ K = TypeVar("K", bound=Hashable)
 
 LEVEL = 0.05
 """Below which a corrected p tells a difference."""
-LARGEST = 1e150
-"""The squares of larger values are more than a float holds."""
+LARGEST, SMALLEST = 1e150, 1e-130
+"""The squares of larger values are more than a float holds; those of a rounding error of smaller
+ones are 0."""
 
 
 def student() -> Any:
@@ -61,17 +62,19 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return mean, interval and p of paired differences, by Student's t with n - 1 degrees.
 
     Of values that say nothing of the spread the interval is infinite, and p NaN: of a single one,
-    of some that are not finite or too large, and of those that are all the same, unless they are 0.
+    of some that are not finite or too large, of those that are all too small, and of those that are
+    all the same, unless they are 0.
 
     >>> estimate([1.0, 2.0, 3.0]).low.__round__(3)
     -0.484
     """
     n, is_sane = len(values), all(abs(v) < LARGEST for v in values)
     mean = (math.fsum if is_sane else sum)(values) / n
-    if n == 1 or not is_sane or (mean and len(set(values)) == 1):
-        return Estimate(mean, -math.inf, math.inf, math.nan, n)
-    if not any(values):
+    if n > 1 and not any(values):
         return Estimate(0.0, 0.0, 0.0, 1.0, n)
+    is_small = all(abs(v) < SMALLEST for v in values)
+    if n == 1 or not is_sane or is_small or len(set(values)) == 1:
+        return Estimate(mean, -math.inf, math.inf, math.nan, n)
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     half = spread * quantile((1 + level) / 2, n - 1)
     p = 2 * float(student().stdtr(n - 1, -abs(mean) / spread))

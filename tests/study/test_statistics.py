@@ -54,7 +54,11 @@ def test_the_share_that_is_closed_has_the_interval_of_a_ratio():
 def test_too_few_values_conclude_nothing():
     """One value has no ends, nor have equal ones, unless they are 0; nor what is not finite."""
     assert math.isnan(estimate_at([0.1] * 3, {3: 0.216}).p)
-    for values in ([0.3], [0.0], [0.1] * 3, [0.5, math.nan], [math.inf, -math.inf], [1e308] * 2):
+    too_large, too_small = [1e308] * 2, [1e-170, 2e-170]
+    for values in (
+        *([0.3], [0.0], [0.1] * 3, [0.5, math.nan], [math.inf, -math.inf]),
+        *(too_large, too_small, [1e-150, math.nextafter(1e-150, 1)]),
+    ):
         found = estimate(values)
         assert (found.low, found.high) == (-math.inf, math.inf)
         assert math.isnan(found.p)
