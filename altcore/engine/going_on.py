@@ -54,6 +54,7 @@ from altcore.runs import (
     load_if_valid,
     load_newest,
     lost_since,
+    read_configuration,
     restorable,
     tidy,
 )
@@ -101,6 +102,8 @@ class GoingOn:
     """The anomaly with which the run ended, if it is to go on from before it."""
     lost: Path | None
     """The newest checkpoint that the run wrote, if it is a later one and is gone."""
+    edited: str
+    """What is said of another length in config.yaml, if it has one."""
 
     @property
     def step(self) -> int:
@@ -121,7 +124,7 @@ class GoingOn:
         """Warnings for the user."""
         accepted = [c for c in self.changes if c.is_decisive]
         told = f"it is not the run that it was, as you allowed: {'; '.join(map(str, accepted))}"
-        remarks = [told] * bool(accepted)
+        remarks = [told] * bool(accepted) + [self.edited] * bool(self.edited)
         if self.left:
             not_finite = f"it ended as {self.left.name}, whose weights are not finite"
             remarks.append(f"{not_finite}, and goes on from before")
@@ -224,9 +227,10 @@ def go_on(
     is_over = found.manifest["phase"] == ENDED_PHASE
     is_whole = has_summary(directory.path) and has_environment(directory.path)
     is_done = found.step == config.max_steps and is_over and is_whole
+    edited = _edited_length(directory.path, before, config)
     if found.step > config.max_steps or is_done:
         problem = _nothing_left(directory.path.name, found.step, config.max_steps, is_over)
-        raise BadInput(problem, hint=_edited_length(directory.path, planned, config.max_steps))
+        raise BadInput(problem, hint=edited)
     own = [*_changed_length(planned, config, found.step), *_changed_record(directory.path, found)]
     decisive = [c for c in (*changes, *own) if c.is_decisive]
     accepted = [{"step": found.step, **c.to_plain()} for c in decisive]
@@ -234,7 +238,7 @@ def go_on(
     config = config.evolve(changes=(*before["changes"], *accepted))
     left = find_end(directory.checkpoints, directory.run_id, found.step + 1)
     lost = lost_since(directory.path, found.step)
-    return GoingOn(found, config, planned, changes, own, left, lost)
+    return GoingOn(found, config, planned, changes, own, left, lost, edited)
 
 
 def _changed_record(run: Path, found: Checkpoint) -> list[Change]:
@@ -325,13 +329,14 @@ def _nothing_left(name: str, made: int, asked: int, is_over: bool) -> str:
     return f"--resume {name}{finished}: {where}; {then}"
 
 
-def _edited_length(run: Path, planned: int | None, asked: int) -> str:
-    """Say that a run's config.yaml asks for other steps than the run was to make, if it does."""
-    change = Change("configuration", "max_steps", planned, asked)
-    if planned == asked or not is_edited(run, [change]):
-        return ""
-    there = f"{run / CONFIG} has max_steps {asked}, and the run was to make {planned}"
-    return f"{there}: altcore runs restore {run.name} brings it back"
+def _edited_length(run: Path, before: Mapping[str, Any], config: TrainConfig) -> str:
+    """Say that a run's config.yaml, not the command line, asks for another length than it had."""
+    written = read_configuration(run)
+    for key in ("max_steps", "epochs"):
+        if before.get(key) != written.get(key) == getattr(config, key):
+            there = f"{run / CONFIG} has {key} {written[key]}, and the run had {before.get(key)}"
+            return f"{there}: altcore runs restore {run.name} brings it back"
+    return ""
 
 
 def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:

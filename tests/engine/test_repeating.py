@@ -9,6 +9,7 @@ import yaml
 from attrs import define
 from helpers import forget_installed
 from helpers_cli import TINY, call
+from structlog.testing import capture_logs
 
 import altcore
 from altcore import BadInput, float_format, hookimpl, table_format
@@ -250,6 +251,20 @@ def test_a_length_that_was_edited_is_named_with_its_file(start):
     with pytest.raises(BadInput) as error:
         start.resume("run")
     assert str(error.value).endswith(
-        f": {file} has max_steps 2, and the run was to make 4: altcore runs restore run brings it "
-        "back"
+        f": {file} has max_steps 2, and the run had 4: altcore runs restore run brings it back"
     )
+
+
+def test_a_length_that_was_edited_to_a_larger_one_is_named_with_its_file(start):
+    """The run goes on, as it would if --steps had asked for it; then the file is not named."""
+    path = start(max_steps=4, name="run").run_directory
+    file = path / "config.yaml"
+    with capture_logs() as logs:
+        start.resume("run", max_steps=5)
+    assert not any("config.yaml" in line["event"] for line in logs)
+    file.write_text(file.read_text().replace("max_steps: 5", "max_steps: 7"))
+    with capture_logs() as logs:
+        start.resume("run")
+    told = f"{file} has max_steps 7, and the run had 5: altcore runs restore run brings it back"
+    assert told in [line["event"] for line in logs]
+    assert len(losses(path)) == 7
