@@ -36,6 +36,7 @@ from altcore.quantization import Quantization, check_quantization_state
 from altcore.registry import find
 from altcore.runs import (
     BEST,
+    CONFIG,
     LATEST,
     REGULAR,
     RUN_ID,
@@ -49,6 +50,7 @@ from altcore.runs import (
     compare,
     configuration_identity,
     data_identity,
+    edited,
     find_run,
     identity_in,
     list_checkpoints,
@@ -221,9 +223,11 @@ def _weights_named(found: Checkpoint, config: TrainConfig, *, with_data: bool) -
 def _warn_of_edited(found: Checkpoint, config: TrainConfig, run: Path) -> None:
     """Warn if config.yaml has another value than the checkpoint, unless the run says that it has.
 
-    The digest of the file, which a run records at its end, does not say which; and a run that was
-    killed has none. Nothing of optimizer and plugins is made, so their settings are not compared.
+    The newest checkpoint was compared with it, but not for settings that are gone from the file.
+    Nothing of optimizer and plugins is made, so their settings are not compared.
     """
+    if CONFIG in edited(run):
+        return
     now = configuration_identity(config, {config.workload: workload_settings(config)})
     before = {key: found.manifest["identity"].get(key) for key in now}
     if not isinstance(before["configuration"], Mapping):

@@ -211,8 +211,8 @@ def test_an_edited_configuration_is_named(start, tmp_path, edit, said):
     with capture_logs() as logs:
         altcore.load("master", "latest", runs_dir=tmp_path, with_data=False)
     (warning,) = (log for log in logs if "config.yaml" in log["event"])
-    assert warning["event"].startswith(f"config.yaml is not as the run had it: {said}")
-    assert warning["hint"] == "altcore runs restore master brings it back"
+    assert said in warning["event"]
+    assert "altcore runs restore master brings it back" in str(warning)
 
 
 def sums(split, step, micro):

@@ -25,6 +25,7 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
+from altcore.runs.edited_files import edited
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
 from altcore.runs.files_in_settings import file_digests, named_files, stamps_of_files
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
@@ -240,6 +241,7 @@ __all__ = [
     "data_identity",
     "differences_of",
     "early_and_late",
+    "edited",
     "environment",
     "file_digests",
     "files_of",

@@ -1,7 +1,7 @@
 """Whether the files of a run are as it left them: one place that compares, for all who read them.
 
 At its end a run writes length and SHA-256 of its records into summary.json, which digests itself.
-Before that, its newest checkpoint has those of its .jsonl files up to then.
+Before that, its newest checkpoint has those of its .jsonl files up to then, and its configuration.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile
 from altcore.log import log
+from altcore.runs.edited_files import edited
 from altcore.runs.json_lines import read_lines
 from altcore.runs.own_checkpoint import begins_as, newest_manifest
 from altcore.runs.summary import FILE as SUMMARY
@@ -26,7 +27,7 @@ def altered(run: Path, *files: str, by_size: bool = False, strict: bool = False)
 
     Args:
         run: its directory.
-        files: which to read; summary.json and all whose digests are recorded if none is named.
+        files: which to read; all that the run wrote, and summary.json, if none is named.
         by_size: whether sizes alone are compared, and nothing is read but what recorded them.
         strict: whether a file that the system does not give out is an `UnreadableFile`.
     """
@@ -37,6 +38,9 @@ def altered(run: Path, *files: str, by_size: bool = False, strict: bool = False)
         for file in wanted
     }
     found = {file: problem for file, problem in problems.items() if problem}
+    if not (files or by_size):
+        keys = edited(run)  # says more than a digest, and less where the run has the digest
+        found |= {f: keys[f] for f in keys if f in found or source != SUMMARY}
     if not files and not by_size:
         with suppress(BadInput):  # whoever reads the summary says what is wrong
             found |= {SUMMARY: told} if (told := changed_summary(run)) else {}

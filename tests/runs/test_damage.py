@@ -11,7 +11,7 @@ from helpers import Starter, text_file
 from helpers_cli import call
 from structlog.testing import capture_logs
 
-from altcore import BadInput, load
+from altcore import BadInput, durable, load
 from altcore.runs import altered, summary
 from altcore.runs.environment_file import _warn_of
 
@@ -212,6 +212,46 @@ def test_a_record_is_compared_with_the_newest_checkpoint_until_the_run_ends(mine
     assert not altered(run)
     flip(run / "events.jsonl", rb"[1-8]")
     assert altered(run)["events.jsonl"].endswith("its digest is not that in step-00000002")
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "environment.json"])
+def test_a_file_of_a_killed_run_is_compared_with_its_newest_checkpoint(file, mine, capsys):
+    """Which holds the configuration, but no digest of its file."""
+    run, where = mine
+    (run / "summary.json").unlink()
+    assert not altered(run)
+    text = (run / file).read_text()
+    harmed = text.replace("learning_rate: 0.01", "learning_rate: 0.11")
+    (run / file).write_text(harmed.replace('"threads": ', '"threads": 1'))
+    (found,) = altered(run).items()
+    assert found[0] == file
+    assert f"{run / file} was changed: step-00000002 has it otherwise" in found[1]
+    is_told = "otherwise: learning_rate was 0.01 and is 0.11: altcore runs restore" in found[1]
+    assert is_told == (file == "config.yaml")
+    for words in (("runs", "show"), ("runs", "compare", "other"), ("checkpoints", "verify")):
+        said, code = said_by(capsys, *words, "harmed", *where)
+        assert said.count(f"{run / file} was changed") == 1, words
+        assert code == (1 if words[1] == "verify" else 0)
+
+
+def test_a_setting_that_was_edited_in_a_killed_run_is_named(mine):
+    run, _ = mine
+    (run / "summary.json").unlink()
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("size: tiny", "size: small"))
+    assert "gpt.size was tiny and is small" in altered(run)["config.yaml"]
+
+
+def test_a_killed_run_that_went_on_otherwise_is_as_it_left_itself(runs, tmp_path):
+    """No checkpoint has what was allowed, until the next one."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    start = type(runs)(tmp_path / "runs", runs.corpus, runs.keys)
+    run = tmp_path / "runs/harmed"
+    newest = run / "checkpoints/step-00000003"
+    start.resume("harmed", max_steps=3)
+    for path in (run / "summary.json", newest):
+        durable.remove(path)
+    assert not altered(run)
 
 
 def test_a_restored_configuration_is_the_one_that_the_run_left(mine, capsys):
