@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ from altcore import durable
 from altcore.errors import BadInput, shown
 from altcore.formats import digest
 from altcore.hooks import build
-from altcore.runs import DirectoryLock, OtherWriter, contents, read_json
-from altcore.sweep import check_folder
+from altcore.runs import DirectoryLock, OtherWriter, contents
+from altcore.sweep import check_folder, read_record, record_text
 
 FILE = "study.json"
 RECIPES = "recipes"
@@ -87,7 +86,7 @@ def read(folder: Path) -> list[Question]:
     if not path.exists():
         return []
     try:
-        questions = read_json(path).get("questions")
+        questions = (read_record(path, dict) or {}).get("questions")
         if not isinstance(questions, list) or not all(isinstance(q, dict) for q in questions):
             raise BadInput(f"{shown(questions)} is not a list of questions", key="questions")
         return [build(Question, question) for question in questions]
@@ -117,7 +116,7 @@ def claim(
         folder.mkdir(parents=True, exist_ok=True)
         made = evolve(question, page=_page(question, known), recipes=keep(folder, recipes))
         others = [q for q in known if q.page != made.page]
-        text = json.dumps({"questions": [asdict(q) for q in (*others, made)]}, indent=1)
+        text = record_text({"questions": [asdict(q) for q in (*others, made)]})
         durable.replace_text(folder / FILE, text + "\n")
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}") from error

@@ -30,6 +30,7 @@ from altcore.sweep.limits import Alerts
 from altcore.sweep.placing import make_executor, placing_of, script_of, worker_of
 from altcore.sweep.preflight import Finding, Preflight
 from altcore.sweep.progress import Progress
+from altcore.sweep.records import read_record, record_text
 from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
@@ -95,7 +96,9 @@ __all__ = [
     "open_sweep",
     "placing_of",
     "planned",
+    "read_record",
     "read_sweep",
+    "record_text",
     "run_sweep",
     "save_sweep",
     "script_of",

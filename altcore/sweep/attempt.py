@@ -16,7 +16,6 @@ the job over, never both.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 import time
@@ -34,7 +33,7 @@ from altcore.errors import BadInput, NoSpace, UnreadableFile
 from altcore.sweep.carry_on import copy_place, newest_step
 from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.processes import Process, this_process
-from altcore.sweep.records import number, read_record
+from altcore.sweep.records import number, read_record, record_text
 
 ATTEMPTS = "attempts"
 LEASE, HEARTBEAT, WORK, EXIT = "lease.json", "heartbeat", "work", "exit.json"
@@ -105,8 +104,7 @@ class Attempt:
 
     def end(self, ended: Exit) -> None:
         """Write down how it ended, for good: whoever comes second changes nothing."""
-        text = json.dumps(ended.to_plain(), indent=1, default=str)
-        durable.write_once(self.folder / EXIT, text.encode())
+        durable.write_once(self.folder / EXIT, record_text(ended.to_plain()).encode())
 
     @property
     def again(self) -> Mapping[str, Any] | None:
@@ -115,8 +113,7 @@ class Attempt:
 
     def follow(self, changed: Mapping[str, Any]) -> None:
         """Let another attempt follow, with some settings changed, whatever the rules say."""
-        text = json.dumps({"changed": dict(changed)}, indent=1)
-        durable.replace_file(self.folder / AGAIN, text.encode())
+        durable.replace_file(self.folder / AGAIN, record_text({"changed": changed}).encode())
 
     def take_over(self) -> None:
         """Make sure that its holder cannot publish any more.
@@ -312,7 +309,7 @@ def lease(
             if before is not None:
                 copy_place(made / WORK / before.name).mkdir()
             inode = (made / WORK).stat().st_ino
-            durable.write_file(made / LEASE, json.dumps(asdict(own), indent=1).encode())
+            durable.write_file(made / LEASE, record_text(asdict(own)).encode())
             target = attempt_at(job_folder, number)
             try:
                 durable.rename(made, target.folder)

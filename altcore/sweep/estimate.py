@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from altcore.errors import BadInput
 from altcore.runs import ENVIRONMENT, read_environment
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
-from altcore.sweep.records import is_number, read_record
+from altcore.sweep.records import is_number, read_record, record_text
 from altcore.sweep.rows import survey
 
 CHECKED = "check.json"
@@ -99,7 +98,7 @@ def keep_checked(ledger: Ledger, measured: Mapping[str, Mapping[str, Any]]) -> N
     """Keep what a check measured, by variant, for estimates."""
     ledger.folder.mkdir(parents=True, exist_ok=True)
     known = {**_checked(ledger), **measured}
-    durable.replace_text(ledger.folder / CHECKED, json.dumps(known, indent=1))
+    durable.replace_text(ledger.folder / CHECKED, record_text(known))
 
 
 def _checked(ledger: Ledger) -> Mapping[str, Mapping[str, Any]]:

@@ -1,17 +1,28 @@
-"""Reading a small file of a sweep that holds a record: whatever is in it, the error names it."""
+"""Small files of a sweep that hold a record: whatever is in one, the error names it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from altcore.errors import BadInput
 from altcore.runs import read_json
+from altcore.sweep.tables import with_tables, without_tables
 
 T = TypeVar("T")
 MOST = 1e15
 """No number of a record is as large: seconds, bytes and percentages."""
+
+
+def record_text(plain: Any) -> str:
+    """Return plain data as strict JSON, of which `read_record` gives every number back.
+
+    >>> record_text({"grad_clip": float("inf")}).split()
+    ['{', '"grad_clip":', '{', '"$number":', '"inf"', '}', '}']
+    """
+    return json.dumps(without_tables(plain, None), indent=1, allow_nan=False, default=str)
 
 
 def read_record(path: Path, make: Callable[[Mapping[str, Any]], T]) -> T | None:
@@ -24,7 +35,7 @@ def read_record(path: Path, make: Callable[[Mapping[str, Any]], T]) -> T | None:
     if not known and not path.exists():
         return None
     try:
-        return make(known)
+        return make(with_tables(known, None))
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise BadInput(f"{path} is not what a sweep writes") from error
 

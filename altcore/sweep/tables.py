@@ -56,10 +56,10 @@ def without_tables(value: Any, found: dict[int, Table] | None) -> Any:
     return {KEY: found[id(value)].digest}
 
 
-def with_tables(value: Any, read: Callable[[str], Table]) -> Any:
-    """Undo `without_tables`: ``read`` gives the lists that it named."""
+def with_tables(value: Any, read: Callable[[str], Table] | None) -> Any:
+    """Undo `without_tables`: ``read`` gives the lists that it named; None if it named none."""
     if isinstance(value, dict):
-        if value.keys() == {KEY}:
+        if read is not None and value.keys() == {KEY}:
             return read(value[KEY])
         if value.keys() == {NUMBER}:
             return float(str(value[NUMBER]))

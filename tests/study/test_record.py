@@ -1,6 +1,7 @@
 """Studies know their runs by what decides them: nothing old is printed as new, nothing lost."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -556,6 +557,15 @@ def test_a_record_of_anything_else_is_refused(tmp_path, change, problem):
     path.write_text(json.dumps(told))
     with pytest.raises(BadInput, match=rf"study\.json is not what a study writes: {problem}"):
         read(tmp_path)
+
+
+def test_an_infinite_setting_is_asked_for_again(tmp_path):
+    """It is not JSON, and the steps that were agreed for it are found all the same."""
+    asked = {"budget": 3.0, "config": {"grad_clip": math.inf}}
+    made = claim(tmp_path, [], question(asked=asked), [])
+    assert "Infinity" not in (tmp_path / "study.json").read_text()
+    assert read(tmp_path)[0].asked == asked
+    assert agreed_steps(read(tmp_path), made.command, asked) == made.steps
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"questions": 5}', '{"questions": [5]}', "[" * 9999])

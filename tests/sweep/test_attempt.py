@@ -1,5 +1,7 @@
 """A lease is won once, and an attempt that was taken over publishes nothing."""
 
+import json
+import math
 import os
 import shutil
 import threading
@@ -50,6 +52,22 @@ def test_a_lease_is_won_once(tmp_path):
     assert [a.number for a in attempts_in(tmp_path)] == list(range(1, 40))
     # What the losers made is gone.
     assert len(list((tmp_path / "attempts").iterdir())) == 39
+
+
+def test_numbers_that_json_does_not_have_are_kept(tmp_path):
+    """As strict JSON, which any program reads: a retry may be told a clip that never cuts."""
+    own = {"grad_clip": math.inf, "limits": [-math.inf, 1.0]}
+    held = lease(tmp_path, 1, own)
+    held.attempt.follow(own)
+    held.attempt.end(Exit(status="failed", settings=own))
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    for path in held.attempt.folder.glob("*.json"):
+        json.loads(path.read_text(), parse_constant=refuse)
+    found = Attempt(held.attempt.folder)
+    assert found.lease.changed == found.again == found.exit.settings == own
 
 
 def _race(folder, numbers, start, won):
