@@ -69,9 +69,10 @@ def run_job(
 ) -> Exit:
     """Train a job's run in the attempt's folder, from where an earlier attempt left it.
 
-    If one of the ``rules`` halves settings after the failure, the run's own numbers are told where
-    the configuration does not have them so. ``usage`` begins with the attempt. ``passed_in``
-    returns what the run gets from Python.
+    After a failure the run's own fractions are told where the configuration has them as whole
+    numbers: a rule may halve them later. If one of the ``rules`` halves settings now, so are those
+    that the workload chose. ``usage`` begins with the attempt. ``passed_in`` returns what the run
+    gets from Python.
 
     Raises:
         Leave: if a signal asked the process to leave, or its folder cannot be written for now.
@@ -98,8 +99,10 @@ def run_job(
         cause = "" if isinstance(came.leaves, NoSpace | OSError) else SIGNAL
         step = newest_step(held.attempt.run_directory(job.name))
         raise Leave(evolve(ended, cause=cause, checkpoint=step), came.leaves)
-    if ended.counts and rules.get(cause_of(ended, rules), Rule()).halve:
-        return evolve(ended, settings=_to_halve(job, held.lease.changed))
+    if ended.counts:
+        rule = rules.get(cause_of(ended, rules), Rule())
+        settings = _to_halve(job, held.lease.changed, with_chosen=bool(rule.halve))
+        return evolve(ended, settings=settings)
     return ended
 
 
@@ -183,10 +186,11 @@ def _denied(error: BaseException, folder: Path) -> OSError | None:
     return None
 
 
-def _to_halve(job: Job, changed: Mapping[str, Any]) -> dict[str, Any]:
+def _to_halve(job: Job, changed: Mapping[str, Any], *, with_chosen: bool) -> dict[str, Any]:
     """Return the numbers of a run that it did not have so from its job, by dotted key.
 
-    Those are what is left to the workload, and fractions that are given as whole numbers.
+    Those are fractions that are given as whole numbers and, ``with_chosen``, what is left to the
+    workload, which is built for it.
     """
     try:
         config = job.train_config("runs", changed)
@@ -194,7 +198,8 @@ def _to_halve(job: Job, changed: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     own = {key: getattr(config, key, None) for key in changed}
     fractions = {key: value for key, value in own.items() if isinstance(value, float)}
-    return {**_left_to_workload(config), **fractions, **_fractions(config)}
+    chosen = _left_to_workload(config) if with_chosen else {}
+    return {**chosen, **fractions, **_fractions(config)}
 
 
 def _fractions(config: TrainConfig) -> dict[str, float]:

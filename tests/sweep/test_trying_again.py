@@ -90,6 +90,21 @@ def test_a_whole_number_is_halved_to_a_fraction_if_it_may_be_one(tmp_path, shelf
     assert ledger.standing(job.name).last.lease.changed == halved
 
 
+def test_a_rule_that_is_edited_after_a_failure_halves_as_one_that_was_there(
+    tmp_path, shelf, corpus
+):
+    """It is the rule that says what follows; the run's fractions are known whatever it was."""
+    shelf.install("intervention", "fails", Fails)
+    keys = {"plugins": ["fails"], "fails.share": 1}
+    ledger = toy(tmp_path / "toy", corpus, keys, retry={"gradient": {"limit": 0, "halve": {}}})
+    job = first(ledger)
+    assert work(ledger) == 1
+    rule = {"gradient": {"limit": 1, "halve": {"share": 0}}}
+    ledger = toy(tmp_path / "toy", corpus, keys, retry=rule)
+    assert work(ledger) == 1
+    assert ledger.standing(job.name).last.lease.changed == {"fails.share": 0.5}
+
+
 def test_the_rules_count_anew(ledger):
     """As if the attempts before had not been made."""
     job = first(ledger)
