@@ -329,3 +329,17 @@ def nearest(name: object, known: Iterable[str]) -> str:
     folded = {k.casefold(): k for k in known}
     hits = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     return folded[hits[0]] if hits else ""
+
+
+def check_copy(thing: Any, told: str, *kinds: type) -> None:
+    """Raise `BadInput` if a thing is one of ``kinds``, but of another copy of altcore.
+
+    There is one after altcore was purged and imported again, as in a notebook; ``told`` is what the
+    thing is called.
+    """
+    names = {(c.__module__, c.__qualname__) for c in type(thing).__mro__}
+    if not isinstance(thing, kinds) and any((k.__module__, k.__qualname__) in names for k in kinds):
+        raise BadInput(
+            f"{told} is of another copy of altcore, which this process imported before this one",
+            hint="start Python, or the notebook's kernel, again",
+        )

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeGuard
 
-from altcore.errors import BadInput, shown
+from altcore.errors import BadInput, check_copy, shown
 from altcore.formats.base import Format
 from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.registry import Entry, ask_family, entries, family_of, find
@@ -32,7 +32,7 @@ def format_named(name: str) -> AnyFormat:
         if callable(found) and not isinstance(found, type) and not is_format(found):
             found = ask_family(entry, name)
         if not is_format(found):
-            _check_copy(found, f"format {name} ({entry.origin})")
+            check_copy(found, f"format {name} ({entry.origin})", Format, BlockFormat)
             raise BadInput(
                 f"format {name} ({entry.origin}) is {_described(found)}, not a Format: "
                 "an entry point of this kind names a Format, a BlockFormat, or a function that "
@@ -41,16 +41,6 @@ def format_named(name: str) -> AnyFormat:
         return _called(found, name, entry)
     family = _family_of(name)
     return _called(_made(family, name), name, family)
-
-
-def _check_copy(thing: Any, told: str) -> None:
-    """Raise `BadInput` for a format of another copy of altcore, as after altcore was reloaded."""
-    names = {(c.__module__, c.__qualname__) for c in type(thing).__mro__}
-    if any((c.__module__, c.__qualname__) in names for c in (Format, BlockFormat)):
-        raise BadInput(
-            f"{told} is of another copy of altcore, which this process imported before this one",
-            hint="start Python, or the notebook's kernel, again",
-        )
 
 
 def _described(thing: Any) -> str:
@@ -114,7 +104,7 @@ def _called(found: Any, name: str, entry: Entry) -> AnyFormat:
 def _made(family: Entry, name: str) -> Any:
     found = ask_family(family, name)
     if not is_format(found):
-        _check_copy(found, f"format {name} ({family.origin})")
+        check_copy(found, f"format {name} ({family.origin})", Format, BlockFormat)
         raise BadInput(
             f"format family {family.name} ({family.origin}) gave {type(found).__name__} "
             f"for {name!r}, not a Format, a BlockFormat or None"

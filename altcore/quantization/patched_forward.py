@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import _symbolic_trace
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, check_copy
 from altcore.quantization.checks import check_unflattened, check_whole, refuse_transforms
 from altcore.quantization.context import Context
 from altcore.quantization.convolution import Geometry, convolve
@@ -100,6 +100,7 @@ def _same(forward: Any) -> Any:
 def check_unpatched(name: str, module: nn.Module, casts: Casts, context: Context) -> None:
     """Raise `BadInput` if a module is to be quantized and already is, in another context."""
     standing = vars(module).get("forward")
+    check_copy(standing, f"the quantization of {called(name)}", PatchedForward)
     layer = standing.layer if isinstance(standing, PatchedForward) else None
     if layer is None or layer.context is context or layer.is_removed or not any(casts.values()):
         return

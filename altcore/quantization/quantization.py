@@ -15,7 +15,7 @@ from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, check_copy
 from altcore.formats import AnyFormat, check_digests, digests_of
 from altcore.quantization import building, coverage
 from altcore.quantization.checks import check_effect, check_model, with_ties
@@ -387,10 +387,12 @@ class Quantization:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether a model, or a part of it, is under a recipe; a copy of such a model is not."""
-    return any(
-        isinstance(vars(module).get("forward"), PatchedForward)
-        or any(isinstance(hook, ModelHook) and hook.call for hook in after_load)
-        for module in model.modules()
-        for after_load in [module._load_state_dict_post_hooks.values()]
-    )
+    """Whether a model, or a part of it, is under a recipe; a copy of such a model is not.
+
+    Raises `BadInput` if another copy of altcore put it there.
+    """
+    held = [vars(module).get("forward") for module in model.modules()]
+    held += [x for module in model.modules() for x in module._load_state_dict_post_hooks.values()]
+    for x in held:
+        check_copy(x, "the quantization of the model", PatchedForward)
+    return any(isinstance(x, PatchedForward) or (isinstance(x, ModelHook) and x.call) for x in held)

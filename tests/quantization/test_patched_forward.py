@@ -3,6 +3,8 @@
 import copy
 import functools
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -147,3 +149,36 @@ def test_torchs_encoder_is_quantized_in_evaluation_too(recipe, padded):
     assert not torch.allclose(found[valid], plain[valid], atol=1e-3)
     assert model.use_nested_tensor
     assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_model_that_another_copy_of_altcore_quantized_is_named_as_one(tmp_path):
+    """Its scales would be in no checkpoint, and its values rounded twice."""
+    code = """
+import sys
+import torch
+import altcore
+E4M3 = altcore.float_format("MINE", 4, 3)
+model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+optimizer = torch.optim.SGD(model.parameters())
+q = altcore.quantize_model(model, {"weight": E4M3})
+for name in [name for name in sys.modules if name.split(".")[0].startswith("altcore")]:
+    del sys.modules[name]
+import altcore
+E4M3 = altcore.float_format("MINE", 4, 3)
+for call in (
+    lambda: altcore.save_checkpoint(sys.argv[1], model, optimizer, None, 1),
+    lambda: altcore.save_checkpoint(sys.argv[1], model, optimizer, q, 1),
+    lambda: altcore.quantize_model(model, {"weight": E4M3}),
+):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "c")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert "is of another copy of altcore, which this process imported before this" in line
+    assert not (tmp_path / "c").exists()
