@@ -145,10 +145,8 @@ def load(
     """
     path = directory_of(run, runs_dir)
     warn_of_altered(path)
-    if model is None and (given := given_in(identity_in(path)).get("model")):
-        problem = f"run {path.name} trained a model of your own, {given['name']}"
-        hint = f"pass it: altcore.load({path.name!r}, model=...)"
-        raise BadInput(problem, key="model", hint=hint)
+    if model is None:
+        _check_has_model(path)
     written = _config_of(path, runs_dir=str(path.parent), device=device)
     config, batch = given_data(written, data)
     found = _read(path, checkpoint)
@@ -160,13 +158,7 @@ def load(
         with _weights_named(found, config, with_data=with_data):
             workload = alone or build_workload(config, where, model, batch, loss)
         _warn_of_edited(found, written, path)
-        if alone:  # nothing is evaluated
-            given = {"model": given["model"]}
-        elif batch is not None or "data" not in given_in(found.manifest["identity"]):
-            _warn_of_other_data(workload, where, found, config, is_given=batch is not None)
-        _warn_of_others(found, given)
-        if None in given.values():
-            _warn_of_other_code(found, config.workload)
+        _warn_of_changes(found, workload, config, where, given, is_evaluated=alone is None)
         freeze(workload.model, config.freeze)
         parts = (config.make_recipe(), config.compute, config.seed)
         quantization = Quantization(workload.model, *parts)
@@ -175,6 +167,14 @@ def load(
     evaluated = cast(Workload, _LoadedWorkload(workload, config.compute, where))
     built = (workload.model, quantization, evaluated, config)
     return LoadedRun(*built, summary_of(path), found.path, found.step)
+
+
+def _check_has_model(run: Path) -> None:
+    """Raise `BadInput` if a run trained a model that only its caller can build."""
+    if given := given_in(identity_in(run)).get("model"):
+        problem = f"run {run.name} trained a model of your own, {given['name']}"
+        hint = f"pass it: altcore.load({run.name!r}, model=...)"
+        raise BadInput(problem, key="model", hint=hint)
 
 
 def _config_of(run: Path, **instead: str) -> TrainConfig:
@@ -241,6 +241,30 @@ def _warn_of_edited(found: Checkpoint, config: TrainConfig, run: Path) -> None:
         problem = f"config.yaml is not as the run had it: {'; '.join(map(str, told))}"
         hint = f"altcore runs restore {run.name} brings it back"
         log.warning(problem, checkpoint=str(found.path), hint=hint)
+
+
+def _warn_of_changes(
+    found: Checkpoint,
+    workload: Workload,
+    config: TrainConfig,
+    device: torch.device,
+    given: Mapping[str, Any],
+    *,
+    is_evaluated: bool,
+) -> None:
+    """Warn if model, data, loss or the code of the workload are not those that the run had.
+
+    ``given`` is what was passed in, None for what is the workload's own. Of a model that is not
+    evaluated, data and loss do not matter.
+    """
+    has_data = given["data"] is not None
+    if not is_evaluated:
+        given = {"model": given["model"]}
+    elif has_data or "data" not in given_in(found.manifest["identity"]):
+        _warn_of_other_data(workload, device, found, config, has_data)
+    _warn_of_others(found, given)
+    if None in given.values():
+        _warn_of_other_code(found, config.workload)
 
 
 def _warn_of_others(found: Checkpoint, now: Mapping[str, Any]) -> None:

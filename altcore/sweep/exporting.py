@@ -19,8 +19,8 @@ from altcore import durable
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput
 from altcore.runs import ENVIRONMENT, METRICS, altered, lines_of, read_environment
-from altcore.sweep.audit import audit
-from altcore.sweep.changes import changes_since
+from altcore.sweep.audit import Audit, audit
+from altcore.sweep.changes import Changes, changes_since
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.outputs import (
     FILES,
@@ -94,35 +94,19 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
     series, unseen = _series(sweep, ledger, completed)
     missing, texts = sorted({*whole.missing, *unseen}), {**texts, **series}
     origins, unknown = _origins(ledger, completed)
-    told = _metadata(sweep, origins, ledger, table, texts, with_changed=with_changed)
-    told |= {
-        "states": Counter(row["state"] for row in whole.rows),
+    lacking = jobs_without_result(found.rows, plan)
+    incomplete = lacking_told(lacking, len(completed))
+    told = {
+        **_metadata(sweep, origins, ledger, table, texts, with_changed=with_changed),
+        **_findings(found, plan, whole),
         "left_out": left_out,
         "missing": missing,
-        "damaged": found.damaged,
-        "other_data": found.other_data,
-        "other_code": found.other_code,
-        "data": found.data,
-        "unrecorded": found.unrecorded,
-        "changed": plan.unasked,
+        LACKING: lacking,
     }
-    lacking = jobs_without_result(found.rows, plan)
-    told[LACKING] = lacking
-    listing = f"{sweep.table}{METADATA}"
-    texts[listing] = _json(told)
-    incomplete = lacking_told(lacking, len(completed))
     args = sweep, table, head, left_out, [incomplete, plan.told_unasked]
+    texts[f"{sweep.table}{METADATA}"] = _json(told)
     texts[DICTIONARY] = _dictionary(*args, with_changed=with_changed)
-    for folder in (out, out / SERIES) if sweep.series else (out,):
-        if not folder.is_dir():
-            durable.make_folder(folder)
-    lists = sorted(out.glob(f"*{METADATA}"))
-    others = remove_earlier(out, lists, ledger.folder.name, texts)
-    # First the list, so that it names every file that is there.
-    for name in sorted(texts, key=lambda name: name != listing):
-        durable.replace_text(out / name, texts[name])
-    files = [path for path in map(out.joinpath, texts) if path.parent == out]
-    files += [out / SERIES] * bool(sweep.series)
+    files, others = _write(sweep, ledger, out, texts)
     return Exported(
         files=files,
         missing=missing,
@@ -133,6 +117,21 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         unasked=plan.told_unasked,
         others=others,
     )
+
+
+def _write(
+    sweep: SweepFile, ledger: Ledger, out: Path, texts: Mapping[str, str]
+) -> tuple[list[Path], Sequence[Path]]:
+    """Write files by name, in the place of earlier ones; return both as `Exported` has them."""
+    for folder in (out, out / SERIES) if sweep.series else (out,):
+        if not folder.is_dir():
+            durable.make_folder(folder)
+    others = remove_earlier(out, sorted(out.glob(f"*{METADATA}")), ledger.folder.name, texts)
+    # First the list, so that it names every file that is there.
+    for name in sorted(texts, key=lambda name: not name.endswith(METADATA)):
+        durable.replace_text(out / name, texts[name])
+    files = [path for path in map(out.joinpath, texts) if path.parent == out]
+    return files + [out / SERIES] * bool(sweep.series), others
 
 
 def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table, dict[str, str]]:
@@ -200,6 +199,19 @@ def _metadata(
         FILES: {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
         "sweep_file": sweep_text(sweep),
         "provenance": origins,
+    }
+
+
+def _findings(found: Audit, plan: Changes, whole: Table) -> dict[str, Any]:
+    """Return in what states the jobs are, and what is odd about them."""
+    return {
+        "states": Counter(row["state"] for row in whole.rows),
+        "damaged": found.damaged,
+        "other_data": found.other_data,
+        "other_code": found.other_code,
+        "data": found.data,
+        "unrecorded": found.unrecorded,
+        "changed": plan.unasked,
     }
 
 
