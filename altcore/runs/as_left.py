@@ -15,6 +15,7 @@ from typing import Any
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile
 from altcore.log import log
+from altcore.runs.directory import HELD
 from altcore.runs.edited_files import edited
 from altcore.runs.json_lines import read_lines
 from altcore.runs.own_checkpoint import begins_as, newest_manifest
@@ -38,10 +39,10 @@ def altered(run: Path, *files: str, by_size: bool = False, strict: bool = False)
         for file in wanted
     }
     found = {file: problem for file, problem in problems.items() if problem}
-    if not (files or by_size):
-        keys = edited(run)  # says more than a digest, and less where the run has the digest
-        found |= {f: keys[f] for f in keys if f in found or source != SUMMARY}
     if not files and not by_size:
+        if source != SUMMARY or not found.keys().isdisjoint(HELD):
+            keys = edited(run)  # says more than a digest, which sees more
+            found |= {f: keys[f] for f in keys if f in found or source != SUMMARY}
         with suppress(BadInput):  # whoever reads the summary says what is wrong
             found |= {SUMMARY: told} if (told := changed_summary(run)) else {}
     return found
