@@ -1,6 +1,6 @@
 """What the tests of plugins share: classes made of functions, and a run that is only told."""
 
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 
 from attrs import define
 from torch import nn
@@ -33,6 +33,7 @@ class Told:
     def __init__(self):
         self.degraded, self.reports, self.events = [], [], []
         self.step, self.lr_scale, self.model = 0, 1.0, nn.Module()
+        self.optimizer = SimpleNamespace(param_groups=[])
 
     def _write_event(self, kind, **data):
         self.events.append((kind, data))

@@ -25,7 +25,7 @@ from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import as_actions, check_return, check_state, measured
 from altcore.engine.state import Run, Step
-from altcore.engine.unasked import STILL, tell_changed_weights, weights_of
+from altcore.engine.unasked import tell_changed_weights, weights_of
 from altcore.errors import AltcoreError, BadInput, PluginError, described
 from altcore.hook_clock import HookClock
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
@@ -188,7 +188,7 @@ class Dispatcher:
                     continue
                 known["history"] = history[plugin.name]
             result = None
-            weights = weights_of(run.model) if hook in STILL else None
+            weights = weights_of(run, plugin, hook)
             try:
                 with self.boundary.call(plugin, hook, run, step, kept=kept):
                     returned = as_builtin(function(*[copied(known[name]) for name in names]))

@@ -61,6 +61,8 @@ def scale(run):
     [
         ("run_start", lambda self, run: scale(run)),
         ("on_eval", lambda self, run, step: scale(run)),
+        ("post_step", lambda self, run, step: scale(run)),
+        ("on_record", lambda self, run, step: scale(run)),
     ],
 )
 def test_weights_that_change_where_none_may_are_told_once(start, shelf, hook, change):
