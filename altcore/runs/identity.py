@@ -164,10 +164,14 @@ def _stand_in(value: Any) -> Any:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
+def entries_of(config: TrainConfig) -> dict[str, Entry]:
+    """Return what is installed of a run's code: ``workload``, ``optimizer``, plugins by name."""
+    entries = {kind: find(getattr(config, kind), (kind,)) for kind in ("workload", "optimizer")}
+    return entries | {name: find(name, HOOK_KINDS) for name in config.plugins}
+
+
 def _plugins(config: TrainConfig) -> dict[str, dict[str, Any]]:
     """Return name, distribution and digest of the source of all that is no part of altcore."""
-    entries = {kind: find(getattr(config, kind), (kind,)) for kind in ("workload", "optimizer")}
-    entries |= {name: find(name, HOOK_KINDS) for name in config.plugins}
     return {
         key: {
             "name": e.name,
@@ -175,7 +179,7 @@ def _plugins(config: TrainConfig) -> dict[str, dict[str, Any]]:
             "version": e.version,
             "sha256": plugin_digest(e),
         }
-        for key, e in entries.items()
+        for key, e in entries_of(config).items()
     }
 
 

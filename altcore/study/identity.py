@@ -15,10 +15,10 @@ from altcore.config import TrainConfig
 from altcore.engine import choose_device, owners_of
 from altcore.formats import BlockFormat, Format, format_digest
 from altcore.hooks import formats_within, values_of
-from altcore.registry import HOOK_KINDS, find
 from altcore.runs import (
     KEPT,
     NAMES,
+    entries_of,
     file_digests,
     named_files,
     plugin_digest,
@@ -76,12 +76,9 @@ def files(settings: Mapping[str, Any], surely: Collection[str] = ()) -> Iterator
 
 def code(config: TrainConfig) -> dict[str, Any]:
     """Return versions and source digests of altcore and of the plugins in the run."""
-    kinds = [("workload", config.workload), ("optimizer", config.optimizer)]
-    entries = [find(name, (kind,)) for kind, name in kinds]
-    entries += [find(name, HOOK_KINDS) for name in config.plugins]
-    made = {f"{e.kind} {e.name}": [e.origin, e.value, plugin_digest(e)] for e in entries}
+    entries = entries_of(config).values()
     return {
         "altcore": [version("altcore"), source_digest("altcore")],
         "torch": version("torch"),
-        **made,
+        **{f"{e.kind} {e.name}": [e.origin, e.value, plugin_digest(e)] for e in entries},
     }
