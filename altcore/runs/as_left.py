@@ -40,10 +40,12 @@ def altered(run: Path, *files: str, by_size: bool = False, strict: bool = False)
     }
     found = {file: problem for file, problem in problems.items() if problem}
     if not files and not by_size:
-        if source != SUMMARY or not found.keys().isdisjoint(HELD):
-            keys = edited(run)  # says more than a digest, which sees more
-            found |= {f: keys[f] for f in keys if f in found or source != SUMMARY}
-        with suppress(BadInput):  # whoever reads the summary says what is wrong
+        # Whoever reads these files says what is wrong with them.
+        with suppress(BadInput):
+            if source != SUMMARY or not found.keys().isdisjoint(HELD):
+                keys = edited(run)  # says more than a digest, which sees more
+                found |= {f: keys[f] for f in keys if f in found or source != SUMMARY}
+        with suppress(BadInput):
             found |= {SUMMARY: told} if (told := changed_summary(run)) else {}
     return found
 

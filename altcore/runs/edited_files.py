@@ -52,11 +52,10 @@ def _changes(run: Path, checkpoint: str, before: Any) -> list[Change]:
     written = to_json(read_mapping(run / CONFIG, "run"))
     if not isinstance(before, Mapping) or _has_gone_on(run, checkpoint):
         return []
-    keys = before.keys() - {*NAMES, *FREE}
     was = {**before, **by_owner(before.get("settings"))}
     # A run writes every key, and those of its settings that were given.
     now = {
-        **{key: written.get(key) for key in before if key in keys},
+        **{key: written.get(key) for key in before if key not in (*NAMES, *FREE)},
         **by_owner(written.get("settings")),
     }
     return [Change("configuration", k, was.get(k), v) for k, v in now.items() if was.get(k) != v]
@@ -66,5 +65,7 @@ def _has_gone_on(run: Path, checkpoint: str) -> bool:
     """Whether the run went on from its newest checkpoint as another one, and wrote that down."""
     resumes = [line for line in read_lines(run / EVENTS) if line["event"] == "resume"]
     last = resumes[-1] if resumes else {}
-    kinds = {change["kind"] for change in last.get("changes", ())}
+    changes = last.get("changes")  # a file may hold anything
+    told = changes if isinstance(changes, list) else []
+    kinds = {change.get("kind") for change in told if isinstance(change, Mapping)}
     return last.get("checkpoint") == checkpoint and bool(kinds - {"platform"})
