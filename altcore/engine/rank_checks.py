@@ -86,16 +86,22 @@ def _described(named: tuple[str, Tensor]) -> str:
     return f"{name} ({str(x.dtype).removeprefix('torch.')} {shape}, {kind})"
 
 
-def agreed_identity(identity: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+def agreed_identity(
+    identity: Mapping[str, Any], ranks: Ranks, *, strict: bool = False
+) -> dict[str, Any]:
     """Return the identity of the run, which is that of rank 0, whose manifests have it.
 
     What else may make the bits of a rank others than rank 0's is from then on ``ranks.unlike``.
-    Raises `BadInput` if another rank has other data, or the code of altcore or a plugin is another.
+    Raises `BadInput` if another rank has other data, or the code of altcore or a plugin is another;
+    if ``strict`` also for what else makes its bits others.
     """
     first, *others = ranks.gather(dict(identity))
     for rank, other in enumerate(others, 1):
         _check_parts(first, other, 0, rank)
     ranks.unlike = "; ".join(_unlike(first, others))
+    if strict and ranks.unlike:
+        hint = "without it they train all the same, and their weights may come to differ"
+        raise BadInput(f"the ranks are not alike: {ranks.unlike}", key="--strict", hint=hint)
     return first
 
 

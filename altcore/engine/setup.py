@@ -115,7 +115,7 @@ def _prepare(
         checkpoint_blocks(built.model, built.quantization)
     if config.compile:
         built.model.compile()
-    identity = agreed_identity(run_identity(built), ranks)
+    identity = agreed_identity(run_identity(built), ranks, strict=config.strict)
     if held is None:
         opening = _begin(built, facts, on_error)
         engine = _engine(built, opening, facts, identity)

@@ -168,3 +168,12 @@ def test_another_platform_is_told_with_the_ranks_that_have_it():
     told = "the ranks are not alike, and their weights may come to differ"
     assert about_unlike(ranks) == [f"{told}: {unlike}"]
     assert ranks.why("a plugin") == f", probably because they are not alike: {unlike}"
+
+
+def test_another_platform_is_refused_by_strict():
+    """As a resume refuses it."""
+    there = {**IDENTITY, "platform": {**IDENTITY["platform"], "torch": "2"}}
+    check = partial(agreed_identity, strict=True)
+    in_turn(check, IDENTITY, IDENTITY)
+    with pytest.raises(BadInput, match=r"--strict: .* alike: torch: none on rank 0, 2 on rank 1"):
+        in_turn(check, IDENTITY, there)

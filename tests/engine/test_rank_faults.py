@@ -25,7 +25,7 @@ from altcore.engine import identity, prepare, resuming
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, PluginError
 from altcore.plugin import ScaleLearningRate, SkipStep, Stop
 
-OF_ONE_RANK = 21
+OF_ONE_RANK = 22
 """Faults that rank 1 makes alone, or that both make and only one of them may count."""
 HEARD = []
 """What the plugin saw in this process."""
@@ -225,6 +225,9 @@ def agreed(rank, folder, corpus):
         engine.train()
     if rank == 0:
         assert any(re.search(unlike, e["message"]) for e in events(one.directory, "warning"))
+    made.append("unlike")
+    with pytest.raises(BadInput, match=f"^--strict: .* {unlike}"):
+        start.engine(name="refused", strict=True)
     torch.set_num_threads(1)
 
     for name, what in OTHER.items():
