@@ -35,7 +35,7 @@ KEYS = {"steps": "max_steps"}
 
 FREE = (
     *("max_steps", "epochs", "device", "runs_dir"),
-    *("strict", "check_observers", "hook_timeout"),
+    *("strict", "check_observers", "hook_timeout", "rank_timeout"),
 )
 """The keys that may be given to a run that goes on: they make no other run of it."""
 

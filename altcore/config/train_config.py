@@ -86,6 +86,11 @@ class TrainConfig:
         help="seconds after which a plugin's hook is reported, with its stack",
         validator=_POSITIVE,
     )
+    rank_timeout: float | None = setting(
+        None,
+        help="seconds for which one process of several waits for another; torch's own if null",
+        validator=optional(_POSITIVE),
+    )
     name: str | None = setting(None, help="the run's name; made from format and recipe if null")
     label: str | None = setting(
         None, help="name of the run's directory if it has no `name`; runs may share one"

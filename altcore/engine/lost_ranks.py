@@ -9,6 +9,8 @@ import torch.distributed as dist
 
 from altcore.errors import LostRank, text_of
 
+HINT = "; --resume goes on from the last checkpoint"
+
 
 def is_of_messages(error: RuntimeError) -> bool:
     """Whether an error is of torch.distributed: a lost connection, or one that timed out."""
@@ -17,8 +19,10 @@ def is_of_messages(error: RuntimeError) -> bool:
 
 def lost_rank(told: Sequence[str], error: RuntimeError) -> LostRank:
     """Return the error of a run that lost a rank, from the others' errors and the message's."""
-    why = "; ".join(told) or f"another process of the run is gone: {_short(error)}"
-    return LostRank(f"{why}; --resume goes on from the last checkpoint")
+    short = _short(error)
+    what = "does not answer" if "Timed out" in short else "is gone"
+    why = "; ".join(told) or f"another process of the run {what}: {short}"
+    return LostRank(f"{why.removesuffix(HINT)}{HINT}")
 
 
 def _short(error: RuntimeError) -> str:

@@ -74,7 +74,7 @@ def prepare(
     """
     named = no_space_named(Path(config.runs_dir))
     with origins_recorded(config.format_origins), named, ExitStack() as on_error:
-        ranks, held = on_error.enter_context(join(config.device)), None
+        ranks, held = on_error.enter_context(join(config.device, config.rank_timeout)), None
         if resume is not None:
             run, runs_dir = resume, config.runs_dir
             held = _directory(ranks, lambda: RunDirectory.open(find_run(run, runs_dir)))

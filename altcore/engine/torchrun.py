@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import attrs
@@ -26,6 +27,7 @@ from altcore.engine.ranks import Ranks
 from altcore.engine.sending import as_bytes, put_bytes
 from altcore.engine.shares import Drawn, check_drawn, share_of
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
+from altcore.hook_clock import timing
 from altcore.hooks import Action, Proposal
 from altcore.log import log
 from altcore.quantization import Quantization, amax_histories, random_key, share_amax
@@ -76,7 +78,7 @@ def _told_while_waiting() -> Iterator[None]:
 class TorchrunRanks(Ranks):
     """One of several processes."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, timeout: float | None = None) -> None:
         missing = [name for name in TORCHRUN if name not in os.environ]
         if missing:
             raise BadInput(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {missing[0]} is not set")
@@ -92,7 +94,9 @@ class TorchrunRanks(Ranks):
             with not_waiting(), _told_while_waiting(), self.lost_named():
                 common, rank, world_size = next(iter(rendezvous("env://")))
                 self.store = PrefixStore(f"altcore/{_attempt()}/{next(_NUMBERS)}", common)
-                dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
+                limit = None if timeout is None else timedelta(seconds=timeout)
+                known = {"store": self.store, "rank": rank, "world_size": world_size}
+                dist.init_process_group(backend, timeout=limit, **known)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.parallel: DistributedDataParallel | None = None
         self.drawn: list[Drawn] = []
@@ -119,9 +123,9 @@ class TorchrunRanks(Ranks):
         Only its reducer is used: the model itself is called, by whatever methods a workload likes,
         and may be run and differentiated in a probe before the backward pass.
         """
-        with self.lost_named():
+        with self.message():
             self.parallel = DistributedDataParallel(
-                model, find_unused_parameters=True, init_sync=False, broadcast_buffers=False
+                model, find_unused_parameters=True, init_sync=False
             )
             for name, x in (*model.named_parameters(), *model.named_buffers()):
                 _take({name: x})
@@ -212,7 +216,7 @@ class TorchrunRanks(Ranks):
         said = torch.cat([*own, same, -same])
         histories = amax_histories(quantization)
         largest = torch.cat([said, *histories])
-        with self.lost_named():
+        with self.message():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         said, *shared = largest.split([len(said), *map(len, histories)])
         for history, part in zip(histories, shared, strict=True):
@@ -253,7 +257,7 @@ class TorchrunRanks(Ranks):
     def gather(self, own: T) -> list[T]:
         """Pickle, and unpickle what the others have."""
         found: list[Any] = [None] * self.world_size
-        with self.lost_named():
+        with self.message():
             dist.all_gather_object(found, own)
         return found
 
@@ -280,7 +284,7 @@ class TorchrunRanks(Ranks):
 
         def largest(amax: Tensor) -> Tensor:
             shared = amax.clone()
-            with self.lost_named():
+            with self.message():
                 dist.all_reduce(shared, dist.ReduceOp.MAX)
             return shared
 
@@ -302,6 +306,12 @@ class TorchrunRanks(Ranks):
             with suppress(LostRank):  # too late to matter
                 self.gather(None)
         self._leave(error)
+
+    @contextmanager
+    def message(self) -> Iterator[None]:
+        """Let the clock that watches report a message for which this rank waits too long."""
+        with timing(f"rank {self.rank}", "a message to the other ranks"), self.lost_named():
+            yield
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -354,6 +364,9 @@ def world_size() -> int:
     return int(said) if dist.is_available() else 1
 
 
-def join(device: str) -> Ranks:
-    """Join the other processes that torchrun started, if there are any."""
-    return TorchrunRanks(device) if world_size() > 1 else Ranks()
+def join(device: str, timeout: float | None = None) -> Ranks:
+    """Join the other processes that torchrun started, if there are any.
+
+    ``timeout`` is for how many seconds one waits for the others; by default as long as torch does.
+    """
+    return TorchrunRanks(device, timeout) if world_size() > 1 else Ranks()

@@ -26,13 +26,12 @@ LENGTH = ("max_steps", "epochs", "steps_per_epoch")
 ELSEWHERE = (
     *("workload", "optimizer", "plugins", "no_plugins", "format", "format_digests"),
     *("format_origins", "recipe", "device", "original", "strict", "changes"),
-    "check_observers",
-    "hook_timeout",
+    *("check_observers", "hook_timeout", "rank_timeout"),
 )
 """Keys that other parts of the identity have, and those that are there for the record."""
 KEPT = (
     *("checkpoint_interval", "max_checkpoints", "keep_best"),
-    *("check_observers", "hook_timeout"),
+    *("check_observers", "hook_timeout", "rank_timeout"),
 )
 """Keys of what is kept and watched: a change is recorded, and changes no number."""
 

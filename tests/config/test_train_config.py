@@ -37,6 +37,7 @@ CHANGED = {
     "strict": True,
     "check_observers": True,
     "hook_timeout": 5.0,
+    "rank_timeout": 60.0,
     "name": "mine",
     "label": "mine, too",
     "project": "altgrad",

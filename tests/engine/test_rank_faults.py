@@ -17,6 +17,7 @@ import yaml
 from attrs import define
 from helpers import PluginShelf, Starter, events, metrics_bytes, sha256, state, weights_sha256
 from helpers_distributed import by_torchrun, torchruns_store
+from structlog.testing import capture_logs
 from torch import nn
 
 import altcore
@@ -54,6 +55,8 @@ class Fault:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.is_now(run, step, "kill") and "KILL_RANK_1" in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.is_now(run, step, "buffer"):
+            run.model.register_buffer("late", torch.ones(7), persistent=False)
         if self.is_now(run, step, "stop"):
             return Stop(reason="planted")
         return None
@@ -330,6 +333,23 @@ def test_a_rank_that_is_killed_ends_the_others_and_all_go_on(tmp_path, corpus):
     drawn = [[sha256({"": rank["random"]["cpu"]}) for rank in ranks] for ranks in (first, second)]
     assert drawn[0] == drawn[1]
     assert drawn[0][0] != drawn[0][1], "dropout is not the same on each rank"
+
+
+def waiting(rank, folder, corpus):
+    keys = {"fault__what": "buffer", "rank_timeout": 3, "hook_timeout": 1}
+    engine, began = starter(rank, folder, corpus).engine(["fault"], **keys), time.monotonic()
+    with capture_logs() as logs, pytest.raises(LostRank, match=r"not answer: Timed out") as no:
+        engine.train()
+    assert str(no.value).count("--resume") == 1
+    assert time.monotonic() - began < 30
+    doing = "the model has been in its backward" if rank else "in a message to the other ranks"
+    assert any(doing in line["event"] for line in logs)
+
+
+@pytest.mark.slow
+def test_a_rank_waits_for_another_as_long_as_it_is_told(tmp_path, corpus):
+    """A buffer on one rank alone makes it wait for a message that the other never sends."""
+    by_torchrun(waiting, tmp_path, corpus)
 
 
 def as_two(rank, folder, corpus):

@@ -48,7 +48,7 @@ def test_processes_that_torchrun_starts_anew_do_not_meet_the_dead(machines, grou
     store = dist.HashStore()
     monkeypatch.setattr(torchrun, "rendezvous", lambda _: iter([(store, 0, 2)]))
 
-    def meet(backend, store, rank, world_size):
+    def meet(backend, store, rank, world_size, timeout):
         store.set("address", "here")
         raise RuntimeError("Gloo connectFullMesh failed with [gloo/pair.cc:152] timed out")
 
