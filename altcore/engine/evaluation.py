@@ -72,7 +72,7 @@ def _means(
     # Measures may be on the CPU while the loss is on a GPU.
     values = torch.stack([row.to(run.device) for row in rows]) if rows else None
     if ranks.world_size > 1:
-        names, values, items = _of_all(ranks, names, values, items)
+        names, values, items = _of_all(run, ranks, names, values, items)
     assert values is not None
     means = mean_over_items(values, items)
     error = None
@@ -84,7 +84,7 @@ def _means(
 
 
 def _of_all(
-    ranks: Ranks, names: list[str], values: torch.Tensor | None, items: list[int]
+    run: Run, ranks: Ranks, names: list[str], values: torch.Tensor | None, items: list[int]
 ) -> tuple[list[str], torch.Tensor, list[int]]:
     """Put the batches of all ranks together, in their order; a rank may have had none."""
     # Each rank may have them in an order of its own; the loss is the first.
@@ -92,7 +92,7 @@ def _of_all(
     names = [names[i] for i in order]
     rows = [] if values is None else values[order].T.tolist()
     parts = ranks.gather((names, list(zip(rows, items, strict=True))))
-    check_same_measures([names for names, batches in parts if batches])
+    check_same_measures(who_is(run.workload), [names for names, batches in parts if batches])
     turns = itertools.zip_longest(*(own for _, own in parts))
     together = [batch for turn in turns for batch in turn if batch is not None]
     table = torch.tensor([row for row, _ in together], dtype=torch.float64, device="cpu").T

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ from altcore.engine.flag_watch import watched
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
 from altcore.engine.leaving import Leaving
-from altcore.engine.losses import loss_and_measures
+from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
 from altcore.engine.modes import Modes
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
@@ -153,7 +154,8 @@ class Engine:
         said = (len(proposals), self.leaving.signals.asked, final_norm)
         agreed = self.ranks.agree(*said, run.quantization)
         reads = (means, final_norm, seen, self.gradients, self.weights, agreed)
-        host = self.record.read(step, *reads, self.ranks.check_step)
+        check = partial(self.ranks.check_step, who_is(run.workload))
+        host = self.record.read(step, *reads, check)
         if not host["is_finite"]:
             proposals += self.on_nan(step, host)
         if host["proposals"] or not host["is_finite"]:

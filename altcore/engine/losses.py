@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from altcore.errors import PluginError
+from altcore.recipes import some
 from altcore.runs import AFTER_PLUGINS, EVALUATED
 
 RESERVED = frozenset(
@@ -20,6 +21,8 @@ RESERVED = frozenset(
     }
 )
 """Names in the record that are not a workload's to give."""
+MOST_TOLD = 8
+"""Measures that an error lists."""
 
 
 class HasLoss(Protocol):
@@ -53,7 +56,7 @@ def loss_and_measures(
         )
     checked = {n: _checked(n, value, who_is(workload)) for n, value in measures.items()}
     if before and before[0].keys() != {"loss", *checked}:
-        known = " and ".join(repr(sorted(own)) for own in (before[0].keys() - {"loss"}, checked))
+        known = " and ".join(_told_apart(before[0], checked))
         raise PluginError(f"{who_is(workload)}: batches have different measures: {known}")
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise PluginError(f"{who_is(workload)}: its loss depends on no parameter that is trained")
@@ -102,15 +105,24 @@ def _described(value: Any) -> str:
     return kind if value.dim() else f"{kind}, {value.dtype}, {value.layout}, {value.device}"
 
 
-def check_same_measures(found: Sequence[Collection[str]]) -> None:
+def check_same_measures(who: str, found: Sequence[Collection[str]]) -> None:
     """Raise `PluginError` unless all ranks have the same measures, whose names are told by rank."""
     for rank, other in enumerate(found):
         if set(other) != set(found[0]):
-            one, two = (repr(sorted({*own} - {"loss"})) for own in (found[0], other))
+            one, two = _told_apart(found[0], other)
             raise PluginError(
-                f"the loss has different measures on the ranks: {one} on rank 0, {two} on rank "
-                f"{rank}; in a step and in an evaluation they must be the same on each rank"
+                f"{who}: its loss has different measures on the ranks: {one} on rank 0, {two} on "
+                f"rank {rank}; in a step and in an evaluation they must be the same on each rank"
             )
+
+
+def _told_apart(*both: Collection[str]) -> Iterator[str]:
+    """Yield the measures that each of two has; of many how many they are, and what differs."""
+    one, two = ({*names} - {"loss"} for names in both)
+    for own, other in ((one, two), (two, one)):
+        only = some(sorted(own - other), MOST_TOLD)
+        many = f"{len(own)} (the other lacks {only})"
+        yield many if len(own) > MOST_TOLD else repr(sorted(own))
 
 
 def means(found: Sequence[Mapping[str, Tensor]], items: Sequence[int]) -> dict[str, Tensor]:

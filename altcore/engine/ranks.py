@@ -81,16 +81,17 @@ class Ranks:
         nothing = dict.fromkeys(("is_bad", "bad_ranks", *others), 0)
         return {"proposals": proposals, "signal": signal, **nothing}
 
-    def check_step(self, host: Mapping[str, Any]) -> None:
+    def check_step(self, who: str, host: Mapping[str, Any]) -> None:
         """Raise `AltcoreError` if ranks have other gradients, batches or measures.
 
         Args:
+            who: gave the loss and its measures, for errors.
             host: what `agree` returned, as the step's host read found it.
         """
         if host["other_batches"]:
             self.check_batches()
         if host["other_measures"]:
-            self.check_measures()
+            self.check_measures(who)
         if host["other_gradients"]:
             raise AltcoreError(
                 "the final gradients differ between the ranks"
@@ -122,7 +123,7 @@ class Ranks:
     def check_batches(self) -> None:
         """Raise `AltcoreError` unless all ranks drew the same micro-batches since it was asked."""
 
-    def check_measures(self) -> None:
+    def check_measures(self, who: str) -> None:
         """Raise `PluginError` unless the step's loss has the same measures on all ranks."""
 
     def check_replicas(self, model: nn.Module) -> None:

@@ -39,8 +39,8 @@ PATIENCE = 10.0
 """Seconds after which a process that waits for the others says so."""
 
 PLACES = 64
-"""The measures are padded to a multiple of it, so that ranks with another number of them find out,
-where messages of two lengths would fail, or never arrive."""
+"""Loss and measures in one message, padded: a rank with another number of them finds out, where
+messages of two lengths would abort a process, or never arrive."""
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables by which torchrun tells a process of the others."""
@@ -103,6 +103,8 @@ class TorchrunRanks(Ranks):
         """The micro-batches that the ranks did not compare yet."""
         self.measures: list[str] = []
         """The names of the last step's loss and measures, in the order in which they are sent."""
+        self.have_more = 0
+        """How many ranks have measures that the last message had no place for, if this one has."""
         self.met_nonfinite: Tensor
         """Whether this rank's loss or quantizers did in the step, before all have the sums."""
 
@@ -179,7 +181,7 @@ class TorchrunRanks(Ranks):
         items: Sequence[int],
         quantization: Quantization,
     ) -> dict[str, Tensor]:
-        """Sum over the ranks, in one message; weights, which all have, count once."""
+        """Sum over the ranks, in one message unless measures are many; weights count once."""
         own, counters = means(losses, items), quantization.counters
         self.met_nonfinite = ~torch.isfinite(own["loss"]) | (counters.nonfinite() > 0)
         # Each rank may have them in an order of its own.
@@ -187,18 +189,30 @@ class TorchrunRanks(Ranks):
         # Measures may be on the CPU while the loss is on a GPU.
         flat = [own[name].double().to(own["loss"].device) for name in names]
         values = torch.stack(flat) / self.world_size
-        padding = values.new_zeros(-len(values) % PLACES)
-        parts = [values, padding, counters.counts.double(), counters.errors]
-        for counted in parts[2:] if self.rank else ():
+        first, *others = nn.functional.pad(values, (0, -len(values) % PLACES)).split(PLACES)
+        parts = [counters.counts.double(), counters.errors]
+        for counted in parts if self.rank else ():
             counted[counters.of_weights] = 0
-        total = torch.cat([part.flatten() for part in parts])
-        with self.lost_named():
+        first, counts, errors = self._sum(first, *parts, has_more=bool(others))
+        counters.counts.copy_(counts)
+        counters.errors.copy_(errors)
+        summed = [first]
+        for number, places in enumerate(others, 1):
+            if self.have_more < self.world_size:
+                break  # with other names on some rank, by which the step fails
+            summed += self._sum(places, has_more=number < len(others))
+        found = dict(zip(names, torch.cat(summed), strict=False))
+        return {name: found.get(name, value).to(value.dtype) for name, value in own.items()}
+
+    def _sum(self, *parts: Tensor, has_more: bool) -> list[Tensor]:
+        """Sum over the ranks, in one message, and with it how many ranks have another to send."""
+        total = torch.cat([*(part.flatten() for part in parts), parts[0].new_full((1,), has_more)])
+        with self.message():
             dist.all_reduce(total)
-        values, _, counts, errors = total.split([part.numel() for part in parts])
-        counters.counts.copy_(counts.view_as(counters.counts))
-        counters.errors.copy_(errors.view_as(counters.errors))
-        found = dict(zip(names, values, strict=True))
-        return {name: found[name].to(value.dtype) for name, value in own.items()}
+        *summed, more = total.split([*(part.numel() for part in parts), 1])
+        if has_more:  # the number costs a wait for the device, which the others need not have
+            self.have_more = int(more)
+        return [own.view_as(part) for own, part in zip(summed, parts, strict=True)]
 
     def agree(
         self, proposals: int, signal: int, norm: Tensor, quantization: Quantization
@@ -228,9 +242,9 @@ class TorchrunRanks(Ranks):
         found = (*said[:4], apart[0], apart[1], apart[2:].sum())
         return dict(zip((*keys, *others), found, strict=True))
 
-    def check_step(self, host: Mapping[str, Any]) -> None:
+    def check_step(self, who: str, host: Mapping[str, Any]) -> None:
         """Compare, and forget the step's micro-batches."""
-        super().check_step(host)
+        super().check_step(who, host)
         self.drawn.clear()
 
     def check_batches(self) -> None:
@@ -239,9 +253,9 @@ class TorchrunRanks(Ranks):
         self.drawn.clear()
         check_drawn(self.gather(own))
 
-    def check_measures(self) -> None:
+    def check_measures(self, who: str) -> None:
         """Gather the names of each rank's."""
-        check_same_measures(self.gather(self.measures))
+        check_same_measures(who, self.gather(self.measures))
 
     def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
         """Gather them, by rank. Reasons may tell of a rank's own numbers, and do not count."""
@@ -291,6 +305,12 @@ class TorchrunRanks(Ranks):
         share_amax(quantization, largest)
 
     @contextmanager
+    def message(self) -> Iterator[None]:
+        """Let the clock that watches report a message for which this rank waits too long."""
+        with timing(f"rank {self.rank}", "a message to the other ranks"), self.lost_named():
+            yield
+
+    @contextmanager
     def lost_named(self) -> Iterator[None]:
         """Name the rank that is gone if a message fails, and its error if it told it."""
         try:
@@ -306,12 +326,6 @@ class TorchrunRanks(Ranks):
             with suppress(LostRank):  # too late to matter
                 self.gather(None)
         self._leave(error)
-
-    @contextmanager
-    def message(self) -> Iterator[None]:
-        """Let the clock that watches report a message for which this rank waits too long."""
-        with timing(f"rank {self.rank}", "a message to the other ranks"), self.lost_named():
-            yield
 
     @contextmanager
     def telling(self) -> Iterator[None]:

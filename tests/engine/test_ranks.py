@@ -96,6 +96,7 @@ def in_own_order(rank, runs, corpus):
 
     def loss(model, ids):
         told = {"ones": torch.ones(()), "hundred": torch.tensor(100)}
+        told |= {name: torch.tensor(i + rank) for i, name in enumerate(MANY)}
         value = model(ids).square().mean()
         return value, dict(reversed(told.items())) if rank else told
 
@@ -113,13 +114,21 @@ def test_measures_are_averaged_by_their_names(tmp_path, corpus):
     lines = read_lines(tmp_path / "two" / "r" / "metrics.jsonl")
     *steps, evaluation = lines
     assert [(x["ones"], x["hundred"]) for x in steps] == [(1, 100)] * 2
+    assert all(x[name] == i + 0.5 for x in steps for i, name in enumerate(MANY))
     assert (evaluation["val_ones"], evaluation["val_hundred"]) == (1, 100)
 
 
+MANY = [f"m{i:03}" for i in range(130)]
+"""More than one message has places for, and more than two."""
 NAMES = {
     "renamed": (["one"], ["other"]),
     "more": (["one"], ["one", "other"]),
     "none": ([], ["other"]),
+    "many": (MANY[:60], MANY),
+}
+TOLD = {
+    "many": "60 (the other lacks none) on rank 0, 130 (the other lacks m060, m061, m062, m063, "
+    "m064, m065, m066, m067, ... (70 in all)) on rank 1"
 }
 
 
@@ -131,9 +140,8 @@ def with_own_measures(rank, runs, corpus):
         return torch.full((4, 4), step)
 
     for what, names in NAMES.items():
-        error = (
-            rf"measures on the ranks: {re.escape(f'{names[0]} on rank 0, {names[1]} on rank 1')}"
-        )
+        told = TOLD.get(what, f"{names[0]} on rank 0, {names[1]} on rank 1")
+        error = rf"measures on the ranks: {re.escape(told)};"
         for is_training in (True, False):
 
             def loss(model, batch, own=names[rank], is_training=is_training):
