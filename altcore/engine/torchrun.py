@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from altcore.engine.buffer_forms import BufferForms, forms_of
 from altcore.engine.losses import check_same_measures, means
 from altcore.engine.lost_ranks import is_of_messages, lost_rank
 from altcore.engine.randomness import seed_all
@@ -103,6 +104,7 @@ class TorchrunRanks(Ranks):
         """The micro-batches that the ranks did not compare yet."""
         self.measures: list[str] = []
         """The names of the last step's loss and measures, in the order in which they are sent."""
+        self.forms: BufferForms
         self.have_more = 0
         """How many ranks have measures that the last message had no place for, if this one has."""
         self.met_nonfinite: Tensor
@@ -131,6 +133,7 @@ class TorchrunRanks(Ranks):
             )
             for name, x in (*model.named_parameters(), *model.named_buffers()):
                 _take({name: x})
+        self.forms = BufferForms(forms_of(dict(model.named_buffers())))
 
     def seed(self, seed: int) -> None:
         """Seed the ranks but the first by a number of their own."""
@@ -169,8 +172,11 @@ class TorchrunRanks(Ranks):
 
     def _share_buffers(self, model: nn.Module) -> None:
         """Take rank 0's buffers, such as the running means of a batch norm."""
+        buffers = dict(model.named_buffers())
+        if self.store is not None:
+            self.forms.check(buffers, self.store, self.rank, self.world_size)
         alike: dict[Any, dict[str, Tensor]] = {}
-        for name, buffer in model.named_buffers():
+        for name, buffer in buffers.items():
             alike.setdefault((buffer.dtype, buffer.device), {})[name] = buffer
         for own in alike.values():
             _take(own)

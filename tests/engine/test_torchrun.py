@@ -1,13 +1,18 @@
 """What ranks compare, as one of them sees it."""
 
+from time import sleep
+
 import pytest
 import torch
 import torch.distributed as dist
+from structlog.testing import capture_logs
 from torch import nn
 
-from altcore.engine import torchrun
+from altcore.engine import buffer_forms, torchrun
+from altcore.engine.lost_ranks import lost_rank
 from altcore.engine.torchrun import TorchrunRanks
 from altcore.errors import AltcoreError, LostRank
+from altcore.hook_clock import HookClock
 
 
 class Model(nn.Module):
@@ -58,3 +63,36 @@ def test_processes_that_torchrun_starts_anew_do_not_meet_the_dead(machines, grou
     with pytest.raises(LostRank, match="another process of the run is gone: Gloo connectFullMesh"):
         TorchrunRanks("cpu")
     assert store.check([f"{group}address"])
+
+
+def test_what_does_not_answer_is_not_called_gone():
+    """And an error that another rank told of has one hint."""
+    hint = "; --resume goes on from the last checkpoint"
+    late = "Timed out waiting 8ms for recv"
+    told = str(lost_rank([], RuntimeError(f"[x.cc:7] {late}. This is gloo")))
+    assert told == f"another process of the run does not answer: {late}{hint}"
+    told = str(lost_rank([f"rank 1 failed: LostRank: {told}"], RuntimeError()))
+    assert told.count(hint) == 1
+
+
+def test_buffers_change_together_or_the_rank_that_is_alone_is_named(monkeypatch):
+    """By the store: nobody else has to look."""
+    monkeypatch.setattr(buffer_forms, "PATIENCE", 0.2)
+    buffers, store = dict(Model().named_buffers()), dist.HashStore()
+    own = buffer_forms.BufferForms(buffer_forms.forms_of(buffers))
+    own.check(buffers, store, 0, 2)
+    store.set("buffers/1/1", "another")
+    told = r"buffers of rank 0 changed, .*: mask \(float32 \[3\]\); they must"
+    with pytest.raises(AltcoreError, match=told):
+        own.check({**buffers, "mask": torch.ones(3)}, store, 0, 2)
+    with pytest.raises(AltcoreError, match=r"changed, .*: mask \(float32 \[2\]\)"):
+        own.check(buffers, store, 0, 2)
+
+
+def test_who_waits_long_for_a_message_says_so():
+    """As of a hook, with the stack."""
+    ranks = object.__new__(TorchrunRanks)
+    ranks.rank = 1
+    with capture_logs() as logs, HookClock(0.05).watching(), ranks.message():
+        sleep(0.3)
+    assert logs[0]["event"] == "rank 1 has been in a message to the other ranks for 0.05 s"
