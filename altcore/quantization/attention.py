@@ -44,11 +44,16 @@ class AttentionCall:
 
     @property
     def mask(self) -> Tensor | None:
-        """The mask, also that of causal attention."""
+        """The mask, and that of causal attention: both, if the call asks for both."""
+        mask = self.attn_mask
         if not self.is_causal:
-            return self.attn_mask
+            return mask
         shape = self.query.shape[-2], self.key.shape[-2]
-        return torch.ones(shape, dtype=torch.bool, device=self.query.device).tril()
+        causal = torch.ones(shape, dtype=torch.bool, device=self.query.device).tril()
+        if mask is None:
+            return causal
+        is_boolean = mask.dtype == torch.bool
+        return causal & mask if is_boolean else mask.masked_fill(~causal, -math.inf)
 
     def for_each_query(self, heads: Tensor) -> Tensor:
         """Return keys or values with a head for each of the query's, which may share them."""

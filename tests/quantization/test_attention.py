@@ -29,12 +29,17 @@ MASK = torch.rand(6, 9, generator=torch.Generator().manual_seed(5)) > 0.3
 MASK[:, 0] = True
 
 
+BIAS = torch.randn(6, 9, generator=torch.Generator().manual_seed(6))
+
+
 OPTIONS = {
     "plain": {},
     "causal": {"is_causal": True},
     "scaled": {"scale": 0.5},
     "boolean mask": {"attn_mask": MASK},
-    "additive mask": {"attn_mask": torch.randn(6, 9, generator=torch.Generator().manual_seed(6))},
+    "additive mask": {"attn_mask": BIAS},
+    "boolean mask, causal": {"attn_mask": MASK, "is_causal": True},
+    "additive mask, causal": {"attn_mask": BIAS, "is_causal": True},
     "grouped": {"enable_gqa": True},
 }
 
