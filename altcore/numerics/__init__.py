@@ -31,6 +31,7 @@ from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import COUNTS, ERRORS, NEAREST, UNMETERED, Meters, Rule
 from altcore.numerics.scaling import scale_of
+from altcore.numerics.straight_through import is_clipped
 from altcore.numerics.tracing import outside_modes
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "grid_error",
     "inner_products",
     "interval_width",
+    "is_clipped",
     "moments",
     "nearest_error",
     "neighbours",

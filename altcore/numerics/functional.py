@@ -6,7 +6,6 @@ installed ones.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic, to_single
+from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic
 from altcore.numerics import ordinals
 from altcore.numerics.blocks import fake_blocks, round_blocks
 from altcore.numerics.checks import check_axis, check_choice, check_floating, refuse
@@ -26,7 +25,7 @@ from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
-from altcore.numerics.tracing import is_untraced, untraced
+from altcore.numerics.tracing import is_untraced
 
 __all__ = [
     "decode",
@@ -144,7 +143,7 @@ def fake_quantize(
         key = key_for(x, rule, key)
         if not _is_differentiated(x):
             return fake_blocks(x, fmt, rule, axis=along, key=key)
-        return straight_through(x, None, None, key, fmt, axis=along, rule=rule, ends=None)
+        return straight_through(x, None, None, key, fmt, axis=along, rule=rule, by_amax=None)
     refuse(f"format {fmt.name} has no blocks", axis=axis)
     rule = rule_for(rounding, overflow)
     key = key_for(x, rule, key)
@@ -156,9 +155,9 @@ def fake_quantize(
         s, r = scale_pair(scale, x, fmt)
         return fake_round(x, fmt, rule, r=r, s=s, key=key)
     check_floating(x)
+    by_amax = isinstance(scale, str) if gradient == "clipped" else None
     pair = scale_of(amax(x), fmt) if isinstance(scale, str) else scale_pair(scale, x, fmt)
-    ends = _ends(x.dtype, fmt, by_amax=isinstance(scale, str)) if gradient == "clipped" else None
-    return straight_through(x, *pair, key, fmt, axis=-1, rule=rule, ends=ends)
+    return straight_through(x, *pair, key, fmt, axis=-1, rule=rule, by_amax=by_amax)
 
 
 def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
@@ -263,15 +262,3 @@ def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str | Stochastic, overflo
     if overflow != "saturate":
         raise BadInput(f"format {fmt.name} saturates within its blocks: overflow must be saturate")
     return rule_for(rounding, overflow)
-
-
-@untraced  # torch.compile cannot trace the lock that a cached property has before Python 3.12
-def _ends(dtype: torch.dtype, fmt: Format, *, by_amax: bool) -> tuple[float, float]:
-    """The smallest and largest scaled value that a clipped gradient passes."""
-    low, high = fmt.values[0], fmt.values[-1]
-    if compute_dtype(dtype, fmt) == torch.float32:
-        low, high = to_single(low), to_single(high)
-    if by_amax:
-        # Up to rounding no scaled magnitude passes the largest one that both signs have.
-        return -math.inf if fmt.signed else low, math.inf
-    return low, high

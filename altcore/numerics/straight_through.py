@@ -6,6 +6,7 @@ argument of its own, and what backward and jvp need is kept apart from the forwa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,37 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat, BlockFormat, Stochastic
+from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic, to_single
 from altcore.numerics.blocks import fake_blocks
 from altcore.numerics.rounding import fake_round
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
+from altcore.numerics.tracing import untraced
+
+
+def is_clipped(x: Tensor, r: Tensor | None, fmt: Format, *, by_amax: bool) -> Tensor:
+    """Return the mask of the elements to which a clipped estimator passes no gradient.
+
+    Those whose scaled value ``x * r`` (None for 1) passes the format's range; a NaN does not.
+    ``by_amax``: whether `scale_of` made ``r`` of ``x``'s own largest magnitudes, of which none is
+    too large then, though the rounded product may seem so.
+    """
+    low, high = _ends(x.dtype, fmt, by_amax=by_amax)
+    y = x.to(compute_dtype(x.dtype, fmt))
+    y = y if r is None else y * r
+    return (y < low) | (y > high)
+
+
+@untraced  # torch.compile cannot trace the lock that a cached property has before Python 3.12
+def _ends(dtype: torch.dtype, fmt: Format, *, by_amax: bool) -> tuple[float, float]:
+    """The smallest and largest scaled value that a clipped gradient passes."""
+    low, high = fmt.values[0], fmt.values[-1]
+    if compute_dtype(dtype, fmt) == torch.float32:
+        low, high = to_single(low), to_single(high)
+    if by_amax:
+        # Up to rounding no scaled magnitude passes the largest one that both signs have.
+        return -math.inf if fmt.signed else low, math.inf
+    return low, high
 
 
 def _rounded(
@@ -31,8 +58,7 @@ def _rounded(
     overflow: str,
     random_bits: int,
     few_bits: str,
-    low: float | None,
-    high: float | None,
+    by_amax: bool | None,
 ) -> Tensor:
     """Round ``x`` by `fake_blocks` or `fake_round`, whichever is the format's.
 
@@ -48,18 +74,16 @@ def _rounded(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     """Keep the mask of elements whose gradient is clipped, if any is."""
-    x, _, r, _, fmt, *_, low, high = inputs
-    if low is not None:
-        y = x.to(compute_dtype(x.dtype, fmt))
-        y = y if r is None else y * r
-        outside = (y < low) | (y > high)
-        ctx.save_for_backward(outside)
-        ctx.save_for_forward(outside)
+    x, _, r, _, fmt, *_, by_amax = inputs
+    if by_amax is not None:
+        clipped = is_clipped(x, r, fmt, by_amax=by_amax)
+        ctx.save_for_backward(clipped)
+        ctx.save_for_forward(clipped)
 
 
 def _pass(ctx: Any, slope: Tensor) -> Tensor:
-    for outside in ctx.saved_tensors:
-        slope = slope.masked_fill(outside, 0)
+    for clipped in ctx.saved_tensors:
+        slope = slope.masked_fill(clipped, 0)
     return slope
 
 
@@ -75,7 +99,7 @@ class _Plain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Pass the gradient on; the other arguments have none."""
-        return _pass(ctx, grads[0]), *(None,) * 11
+        return _pass(ctx, grads[0]), *(None,) * 10
 
 
 class _Transformed(torch.autograd.Function):
@@ -101,11 +125,11 @@ def straight_through(
     *,
     axis: int,
     rule: Rule,
-    ends: tuple[float, float] | None,
+    by_amax: bool | None,
 ) -> Tensor:
     """Round ``x`` as `fake_round` or `fake_blocks` does, with a derivative of 1.
 
-    ``ends``: the scaled values beyond which it is 0; None for none.
+    ``by_amax``: that of `is_clipped`, where the derivative is 0; None for no clipping.
 
     Raises `BadInput` for transforms within a compiled function, whose derivatives torch loses,
     and under vmap for the overflow rule ``raise``, and for a torch that cannot view bits there.
@@ -120,7 +144,7 @@ def straight_through(
     kind = _Transformed if is_transformed or is_dual else _Plain
     apply: Callable[..., Tensor] = kind.apply  # the base class has no annotations
     parts = rule.rounding, rule.overflow, *rule.stochastic
-    inputs = x, s, r, key, fmt, axis, *parts, *(ends or (None, None))
+    inputs = x, s, r, key, fmt, axis, *parts, by_amax
     if not is_transformed:
         return apply(*inputs)
     try:

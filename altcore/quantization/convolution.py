@@ -119,16 +119,16 @@ class QuantizedConv(torch.autograd.Function):
         products, dy = ctx.products, grads[0]
         products.begin_backward()
         wanted = ctx.needs_input_grad[:2]
-        x_wgrad, w_dgrad, x_inside, w_inside = saved_operands(ctx)
+        x_wgrad, w_dgrad, x_clipped, w_clipped = saved_operands(ctx)
         axes = conv_axes("gradient", dy.dim() - 2)
         g_dgrad, g_wgrad = products.operands("gradient", dy, ctx.training, axes, wanted)
         dx = dw = db = None
         if wanted[0]:
             products.count("dgrad", g_dgrad, w_dgrad, ctx.flops)
-            dx = clip(_backward(ctx, g_dgrad, None, w_dgrad), x_inside)
+            dx = clip(_backward(ctx, g_dgrad, None, w_dgrad), x_clipped)
         if wanted[1]:
             products.count("wgrad", g_wgrad, x_wgrad, ctx.flops)
-            dw = clip(_backward(ctx, g_wgrad, x_wgrad, None), w_inside)
+            dw = clip(_backward(ctx, g_wgrad, x_wgrad, None), w_clipped)
         if ctx.needs_input_grad[2]:
             db = dy.sum([0, *range(2, dy.dim())], dtype=torch.float32).to(ctx.dtypes[2])
         return dx, dw, db, None, None, None

@@ -148,7 +148,7 @@ class QuantizedLayer:
         if rounded is not None:
             self.keep_view(own, weight, quantizer, rounded)
         value = operand.values if operand.scale is None else operand.values * operand.scale
-        return StraightThrough.apply(weight, value.to(weight.dtype), operand.inside)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return StraightThrough.apply(weight, value.to(weight.dtype), operand.clipped)  # type: ignore[no-untyped-call] # torch leaves it untyped
 
     def round_attention(self, name: str, x: Tensor, axis: int) -> Tensor:
         """Return an operand of attention as its product, a sum over ``axis``, sees it.
@@ -163,7 +163,7 @@ class QuantizedLayer:
         self.note(name, "", x)
         operand, _ = quantizer.quantize(x, self.module.training, (axis,))
         values = operand.values if operand.scale is None else operand.values * operand.scale
-        return StraightThrough.apply(x, values.to(wide), operand.inside)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return StraightThrough.apply(x, values.to(wide), operand.clipped)  # type: ignore[no-untyped-call] # torch leaves it untyped
 
     def count_attention(self, product: str, x: Tensor, y: Tensor) -> None:
         """Count a product of attention, ``scores`` or ``mix``: x @ y."""

@@ -71,7 +71,7 @@ class QuantizedLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         products = ctx.products
         products.begin_backward()
-        x_wgrad, w_dgrad, x_inside, w_inside = saved_operands(ctx)
+        x_wgrad, w_dgrad, x_clipped, w_clipped = saved_operands(ctx)
         wanted = ctx.needs_input_grad[:2]
         dy = grads[0] if ctx.is_batched else _rows(grads[0])
         g_dgrad, g_wgrad = products.operands("gradient", dy, ctx.training, LINEAR_AXES, wanted)
@@ -79,13 +79,13 @@ class QuantizedLinear(torch.autograd.Function):
         if wanted[0]:
             products.count("dgrad", g_dgrad, w_dgrad, ctx.flops)
             dx = product(g_dgrad, w_dgrad, compute=products.compute, dtype=ctx.dtypes[0])
-            dx = clip(dx, x_inside).reshape(ctx.shape)
+            dx = clip(dx, x_clipped).reshape(ctx.shape)
         if wanted[1]:
             products.count("wgrad", g_wgrad, x_wgrad, ctx.flops)
             dw = product(
                 g_wgrad, x_wgrad, transpose_a=True, compute=products.compute, dtype=ctx.dtypes[1]
             )
-            dw = clip(dw, w_inside)
+            dw = clip(dw, w_clipped)
         if ctx.needs_input_grad[2]:
             db = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
         return dx, dw, db, None, None

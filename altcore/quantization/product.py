@@ -48,39 +48,39 @@ def save_operands(
     saved = (x_wgrad if needs_w else None, w_dgrad if needs_x else None)
     ctx.formats = [None if o is None else o.format for o in saved]
     tensors = [t for o in saved for t in ((o.values, o.scale) if o else (None, None))]
-    inside = (a.inside if needs_x else None, b.inside if needs_w else None)
-    ctx.save_for_backward(*tensors, *inside, QUANTIZED)
+    clipped = (a.clipped if needs_x else None, b.clipped if needs_w else None)
+    ctx.save_for_backward(*tensors, *clipped, QUANTIZED)
 
 
 def saved_operands(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
     """Return x and w as `save_operands` saved them, if they are needed, and their masks."""
-    x, x_scale, w, w_scale, x_inside, w_inside, _ = ctx.saved_tensors
+    x, x_scale, w, w_scale, x_clipped, w_clipped, _ = ctx.saved_tensors
     return (
         None if x is None else Operand(x, x_scale, ctx.formats[0]),
         None if w is None else Operand(w, w_scale, ctx.formats[1]),
-        x_inside,
-        w_inside,
+        x_clipped,
+        w_clipped,
     )
 
 
 class StraightThrough(torch.autograd.Function):
-    """A quantized tensor that passes its gradient to the tensor, where ``inside`` (None: all)."""
+    """A quantized tensor whose gradient passes to the tensor, but where it is ``clipped``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
-        ctx.inside = inside
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, clipped: Tensor | None) -> Tensor:
+        ctx.clipped = clipped
         ctx.save_for_backward(QUANTIZED)
         return quantized.view_as(quantized)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # so that a checkpoint compares them
-        return clip(grads[0], ctx.inside), None, None
+        return clip(grads[0], ctx.clipped), None, None
 
 
-def clip(gradient: Tensor, inside: Tensor | None) -> Tensor:
+def clip(gradient: Tensor, clipped: Tensor | None) -> Tensor:
     """The gradient of a clipped straight-through estimator: zero outside the format's range."""
-    return gradient if inside is None else torch.where(inside, gradient, 0.0)
+    return gradient if clipped is None else gradient.masked_fill(clipped, 0)
 
 
 def product(

@@ -16,6 +16,7 @@ from altcore.numerics import (
     amax,
     fake_blocks,
     fake_round,
+    is_clipped,
     quantile,
     root_mean_square,
     round_blocks,
@@ -47,8 +48,8 @@ class Operand:
     scale: Tensor | None = None
     format: AnyFormat | None = None
     """None for a plain tensor."""
-    inside: Tensor | None = None
-    """Mask of in-range values. None unless the gradient is clipped."""
+    clipped: Tensor | None = None
+    """Mask of the values that get no gradient. None unless the gradient is clipped."""
 
 
 @define(eq=False)
@@ -180,7 +181,7 @@ class Quantizer:
         q, s, r = self._rounded(x, training, axes, key, dtype)
         operand = Operand(q, s, cast.format)
         if cast.straight_through == "clipped":
-            operand.inside = self._inside(x, r)
+            operand.clipped = self._clipped(x, r)
         return operand, RoundedTensor(q, r) if wants_rounded else None
 
     def _in_blocks(
@@ -208,7 +209,7 @@ class Quantizer:
             return operand, None
         r = spread(made.inverse, x.shape, blocks, axis)
         if cast.straight_through == "clipped":
-            operand.inside = back(self._inside(x, r))
+            operand.clipped = back(self._clipped(x, r))
         if not wants_rounded:
             return operand, None
         if training:
@@ -216,10 +217,8 @@ class Quantizer:
         rounded = round_to_grid(x, cast.element, rule, r=r, key=key)
         return operand, RoundedTensor(back(rounded), back(r))
 
-    def _inside(self, x: Tensor, r: Tensor | None) -> Tensor:
-        y = x if r is None else x * r
-        values = self.cast.element.values
-        return (y >= values[0]) & (y <= values[-1])
+    def _clipped(self, x: Tensor, r: Tensor | None) -> Tensor:
+        return is_clipped(x, r, self.cast.element, by_amax=self.cast.uses_amax)
 
     def fake(self, x: Tensor, training: bool) -> Tensor:
         """Return ``x`` rounded, as a tensor like ``x``; its last axis is the one summed over."""

@@ -127,8 +127,9 @@ class Cast:
 
     @property
     def uses_amax(self) -> bool:
-        """Whether no value can overflow, by construction; a block format's rule may clip."""
-        return self.scaling.uses_amax and not isinstance(self.format, BlockFormat)
+        """Whether no value can overflow, by construction; other rules of blocks may clip."""
+        rule = self.format.rule if isinstance(self.format, BlockFormat) else "amax"
+        return self.scaling.uses_amax and rule == "amax"
 
     def to_plain(self) -> dict[str, Any]:
         """Return the cast as a recipe file writes it."""

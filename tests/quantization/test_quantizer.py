@@ -8,7 +8,7 @@ from helpers_quantization import model_of, only
 from torch import nn
 
 import altcore
-from altcore import BadInput, get_format, quantize_model
+from altcore import BadInput, BlockFormat, get_format, quantize_model
 from altcore.formats import float_format
 from altcore.numerics import round_blocks, round_to_grid, scale_of, transform
 from altcore.recipes import PRODUCT_OPERANDS, read_recipe
@@ -258,6 +258,49 @@ def test_clipped_straight_through(draw_uneven):
         assert not clipped[outside].any()
         assert torch.equal(plain[~outside], clipped[~outside])
         assert plain[outside].all()
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        *({"format": "E4M3", "scaling": kind} for kind in ("tensor", "channel", "block")),
+        {"format": BlockFormat("E4M3-IN-8", get_format("E4M3"), block=8, rule="amax")},
+    ],
+    ids=str,
+)
+def test_under_amax_nothing_is_clipped(cast):
+    """Though fl(x · r) passes the format's largest value in some tensors."""
+    passed = 0
+    layer = nn.Linear(20, 8)
+    cast = cast | {"straight_through": "clipped"}
+    with quantize_model(nn.Sequential(layer), {"weight": cast, "activation": cast}, head=None):
+        for seed in range(50):
+            x = torch.randn(1, 20, generator=torch.Generator().manual_seed(seed))
+            passed += bool((x * scale_of(x.abs().max(), get_format("E4M3"))[1]).abs().max() > 448)
+            layer.weight.data = x.repeat(8, 1)
+            layer.zero_grad()
+            layer(x.requires_grad_()).backward(torch.ones(1, 8))
+            assert x.grad.all()
+            assert layer.weight.grad.all()
+    assert passed > 0
+
+
+@pytest.mark.parametrize("margin", [0.2, 0.26, 0.4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_same_numbers_are_clipped_in_sixteen_bits(dtype, margin):
+    """The scaled value is compared in float32, in which it is rounded."""
+    cast = {"format": "E4M3", "scaling": {"margin": margin}, "straight_through": "clipped"}
+    x = torch.randn(500, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    gradients = []
+    for kind in (dtype, torch.float32):
+        layer = nn.Linear(100, 1, bias=False).to(kind)
+        nn.init.ones_(layer.weight)
+        given = x.to(kind).detach().requires_grad_()
+        with quantize_model(nn.Sequential(layer), {"activation": cast}, head=None):
+            layer(given).sum().backward()
+        gradients.append(given.grad.float())
+    assert torch.equal(*gradients)
+    assert (gradients[0] == 0).any()
 
 
 def test_hadamard_cancels_in_the_product(draw_uneven):
