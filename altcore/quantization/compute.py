@@ -99,12 +99,14 @@ def is_exact_in_bfloat16(fmt: AnyFormat | None) -> bool:
     return fmt.precision <= 8 and fmt.smallest >= 2.0**-126 and fmt.max <= 2.0**127
 
 
-def grid_dtype(fmt: AnyFormat, compute: str) -> torch.dtype | None:
+def grid_dtype(fmt: AnyFormat, dtype: torch.dtype, compute: str) -> torch.dtype | None:
     """Return the dtype in which products take the format's values: bfloat16, or None for theirs.
 
-    Rounded to it at once, they are not converted again for each product.
+    Rounded to it at once, they are not converted again for each product. ``dtype`` is that of the
+    tensor: a product of float64 ones is a float64 one.
     """
     narrow = compute in ("bfloat16", "exact-bfloat16") and isinstance(fmt, Format)
+    narrow = narrow and dtype != torch.float64
     return torch.bfloat16 if narrow and is_exact_in_bfloat16(fmt) else None
 
 

@@ -21,7 +21,7 @@ from altcore.quantization.checks import check_operand
 from altcore.quantization.compute import output_dtype
 from altcore.quantization.flops import uncounted
 from altcore.quantization.layer import WeightProducts
-from altcore.quantization.product import clip, ready, save_operands, saved_operands
+from altcore.quantization.product import bias_gradient, clip, ready, save_operands, saved_operands
 from altcore.quantization.quantizer import Axes, Operand
 
 
@@ -130,7 +130,7 @@ class QuantizedConv(torch.autograd.Function):
             products.count("wgrad", g_wgrad, x_wgrad, ctx.flops)
             dw = clip(_backward(ctx, g_wgrad, x_wgrad, None), w_clipped)
         if ctx.needs_input_grad[2]:
-            db = dy.sum([0, *range(2, dy.dim())], dtype=torch.float32).to(ctx.dtypes[2])
+            db = bias_gradient(dy, (0, *range(2, dy.dim())), ctx.dtypes[2])
         return dx, dw, db, None, None, None
 
 

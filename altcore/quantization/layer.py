@@ -258,7 +258,7 @@ class WeightProducts:
         if name == "weight@fwd":
             layer.look_at(self.parameter, x)
         tracks = name == "weight@fwd" and training and layer.is_tracking
-        dtype = grid_dtype(quantizer.cast.format, self.compute)
+        dtype = grid_dtype(quantizer.cast.format, x.dtype, self.compute)
         operand, rounded = quantizer.quantize(
             x, training, axes[0], across=axes[1][0], wants_rounded=tracks, dtype=dtype
         )

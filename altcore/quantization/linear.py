@@ -15,7 +15,7 @@ from torch import Tensor
 from altcore.quantization.checks import check_operand
 from altcore.quantization.compute import output_dtype
 from altcore.quantization.layer import WeightProducts
-from altcore.quantization.product import clip, product, save_operands, saved_operands
+from altcore.quantization.product import bias_gradient, clip, product, save_operands, saved_operands
 from altcore.quantization.quantizer import Axes
 
 LINEAR_AXES: tuple[Axes, Axes] = ((-1,), (-2,))
@@ -87,7 +87,7 @@ class QuantizedLinear(torch.autograd.Function):
             )
             dw = clip(dw, w_clipped)
         if ctx.needs_input_grad[2]:
-            db = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
+            db = bias_gradient(dy, (0,), ctx.dtypes[2])
         return dx, dw, db, None, None
 
 

@@ -83,6 +83,11 @@ def clip(gradient: Tensor, clipped: Tensor | None) -> Tensor:
     return gradient if clipped is None else gradient.masked_fill(clipped, 0)
 
 
+def bias_gradient(dy: Tensor, axes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the plain sum of the unquantized gradient, in float32 at least, as ``dtype``."""
+    return dy.sum(axes, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dtype)
+
+
 def product(
     a: Operand,
     b: Operand,
@@ -103,7 +108,7 @@ def product(
     a = _transposed(a) if transpose_a else a
     b = _transposed(b) if transpose_b else b
     (m, k), n = a.values.shape[-2:], b.values.shape[-1]
-    is_single = a.values.dim() == 2
+    is_single = a.values.dim() == 2 and torch.float64 not in (a.values.dtype, b.values.dtype)
     eights = float8_dtypes(a.format, b.format) if compute == "exact-float8" and is_single else None
     if eights is not None and not (m % 16 or k % 16 or n % 16):
         with uncounted():

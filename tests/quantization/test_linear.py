@@ -104,6 +104,55 @@ def test_what_follows_may_work_in_place(layer):
         assert torch.equal(a, b)
 
 
+class Squared(nn.Bilinear):
+    """Of one input."""
+
+    def forward(self, x):
+        return super().forward(x, x)
+
+
+DOUBLES = {
+    "linear": (nn.Linear(6, 4), (50, 6)),
+    "convolution": (nn.Conv2d(3, 4, 3), (2, 3, 7, 7)),
+    "transposed": (nn.ConvTranspose1d(3, 4, 3), (5, 3, 9)),
+    "bilinear": (Squared(6, 6, 4), (50, 6)),
+    "recurrent": (nn.LSTMCell(6, 4), (50, 6)),
+    "transformer": (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), (5, 3, 8)),
+}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e39])
+@pytest.mark.parametrize("kind", DOUBLES)
+def test_in_float64_nothing_is_computed_in_fewer_bits(kind, size):
+    """Weights on their grid make torch's own layer: the biases' gradients are its, too."""
+    torch.manual_seed(0)
+    layer, x = DOUBLES[kind][0].double(), torch.randn(DOUBLES[kind][1], dtype=torch.float64)
+    for p in layer.parameters():
+        p.data = torch.randint(-4, 5, p.shape).double()
+    found = []
+    for recipe in ({}, {"weight": {"format": "E4M3", "scaling": "none"}}):
+        given = x.clone().requires_grad_()
+        with quantize_model(nn.Sequential(layer), recipe, head=None, compute="float32"):
+            y = layer(given)
+            y = y if isinstance(y, torch.Tensor) else y[0]
+            grads = torch.autograd.grad(y.sin().sum() * size, (given, *layer.parameters()))
+        found.append((y, *grads))
+    for plain, quantized in zip(*found, strict=True):
+        assert (plain - quantized).abs().max() <= 1e-12 * plain.abs().max()
+
+
+@pytest.mark.parametrize("compute", ["float32", "exact-bfloat16", "exact-float8"])
+def test_in_float64_products_have_its_bits(compute):
+    """However few the operands need, and wherever float32 would be multiplied in fewer."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(32, 16, bias=False).double(), torch.randn(16, 32, dtype=torch.float64)
+    pairs = [altcore.quantize(t.detach(), "E4M3") for t in (x, layer.weight)]
+    a, w = (q * s for q, s in pairs)
+    recipe = {"weight": "E4M3", "activation": "E4M3"}
+    with quantize_model(nn.Sequential(layer), recipe, head=None, compute=compute):
+        torch.testing.assert_close(layer(x), a @ w.T, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(11,), (2, 5), ()])
 @pytest.mark.parametrize(
