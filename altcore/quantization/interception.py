@@ -9,6 +9,7 @@ are. Neither the module nor its parameters change.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -214,7 +215,7 @@ class ForwardPass:
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """Return the arguments with weights rounded that are used outside a product."""
         if func in (F.embedding, F.embedding_bag):
-            args, kwargs = _renormalized(*args, **kwargs)
+            args, kwargs = _renormalized(func, args, kwargs)
             if (written := self.lineage(args[1])) is not None:
                 written.layer.put_on_grid(written.parameter, is_told=False)
         args = tuple(map(self.looked_up, args))
@@ -372,17 +373,17 @@ def _memory(t: Tensor) -> int:
 
 
 def _renormalized(
-    input: Tensor,
-    weight: Tensor,
-    third: Any = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    *args: Any,
-    **kwargs: Any,
-) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Shrink the rows that an embedding looks up, in the weight itself, as torch does."""
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Shrink the rows that an embedding looks up, in the weight itself, as torch does.
+
+    Returns the arguments of a call that does not.
+    """
+    call = inspect.signature(func).bind(*args, **kwargs)
+    input, weight, *_ = call.args
+    max_norm = call.arguments.pop("max_norm", None)
     if max_norm is not None:
+        norm_type = call.arguments.get("norm_type", 2.0)
         with torch.no_grad():
             torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
-    third = kwargs.pop("padding_idx", kwargs.pop("offsets", third))
-    return (input, weight, third, None, norm_type, *args), kwargs
+    return call.args, call.kwargs

@@ -265,6 +265,52 @@ def test_rows_that_an_embedding_shrinks_are_looked_up_on_the_grid(bag):
     assert (layer.weight[1:4].norm(dim=1) < 1.2).all()
 
 
+IDS = torch.tensor([[0, 1, 2], [3, 1, 1]])
+LOOKUPS = {
+    "embedding": lambda w, norm: functional.embedding(IDS, w, 1, norm, 1.0, True),
+    "named": lambda w, norm: functional.embedding(weight=w, max_norm=norm, input=IDS),
+    "bag": lambda w, norm: functional.embedding_bag(IDS, w, None, norm, padding_idx=1),
+    "flat bag": lambda w, norm: functional.embedding_bag(
+        IDS.flatten(), w, torch.tensor([0, 2]), max_norm=norm, padding_idx=0
+    ),
+    "bag by position": lambda w, norm: functional.embedding_bag(
+        IDS.flatten(), w, torch.tensor([0, 2, 6]), norm, 1.0, False, "max", False, None, True, 1
+    ),
+    "weighted bag": lambda w, norm: functional.embedding_bag(
+        IDS, w, per_sample_weights=IDS + 0.5, mode="sum", max_norm=norm
+    ),
+}
+
+
+class LooksUp(nn.Module):
+    """By a function of torch's, called in a way of its own."""
+
+    def __init__(self, look_up):
+        super().__init__()
+        self.weight, self.look_up = nn.Parameter(torch.randn(6, 4)), look_up
+
+    def forward(self, norm):
+        return self.look_up(self.weight, norm)
+
+
+@pytest.mark.parametrize("norm", [None, 1.0])
+@pytest.mark.parametrize("way", LOOKUPS)
+def test_a_lookup_takes_all_of_torchs_arguments(way, norm):
+    """In any order: the rows are shrunk in the weight itself, then rounded, then looked up."""
+    model = nn.Sequential(LooksUp(LOOKUPS[way]))
+    weight = model[0].weight.detach().clone()
+    LOOKUPS[way](weight, norm)
+    seen = rounded(weight).requires_grad_()
+    expected = LOOKUPS[way](seen, None)
+    expected.sum().backward()
+    with quantize_in_float32(model, {"weight@lookup": "E3M4"}, head=None):
+        y = model(norm)
+        y.sum().backward()
+    assert torch.equal(y, expected)
+    assert torch.equal(model[0].weight, weight)
+    assert torch.equal(model[0].weight.grad, seen.grad)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_products_are_quantized_where_they_happen(name):
     """All operands are on the grid, in both directions, and every parameter learns."""

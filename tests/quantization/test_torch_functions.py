@@ -1,9 +1,14 @@
 """What torch's functions do to a tensor, and copies of them that a mode sees into."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from altcore.quantization.attention import AttentionCall
+from altcore.quantization.convolution import CONVOLUTIONS
+from altcore.quantization.recurrent import RECURRENT
 from altcore.quantization.torch_functions import CASTS, VIEWS, is_in_place, is_metadata, unguarded
 
 
@@ -32,3 +37,17 @@ def test_looking_at_a_tensor_is_not_using_its_values():
     assert not any(map(is_metadata, (torch.Tensor.mT.__get__, torch.Tensor.add)))
     assert {torch.Tensor.mT.__get__, torch.Tensor.reshape} <= VIEWS
     assert {torch.Tensor.float, F.dropout} <= CASTS
+
+
+CELLS = {f: handle for f, handle in RECURRENT.items() if f.__name__.endswith("_cell")}
+READERS = {**CONVOLUTIONS, **CELLS, F.scaled_dot_product_attention: AttentionCall}
+"""What reads the arguments of a function, and does not leave it a call that it cannot read."""
+
+
+@pytest.mark.parametrize("function", READERS, ids=lambda f: f.__name__)
+def test_calls_are_read_with_all_of_torchs_arguments(function):
+    """By their names in torch, in their order."""
+    own = [*inspect.signature(READERS[function]).parameters]
+    for schema in torch._C._jit_get_schemas_for_operator(f"aten::{function.__name__}"):
+        names = [argument.name for argument in schema.arguments]
+        assert [name for name in own if name in names] == names
