@@ -58,6 +58,8 @@ class Context:
     """Whether the user was told of layers and roles that the current recipe misses."""
     tell_coverage: Callable[[], None] = field(default=lambda: None)
     """Tells the user; called by the first layer that runs after a training step."""
+    renew_counts: Callable[[], None] = field(default=lambda: None)
+    """Sets the counts of a step that is over to zero; called by layers that train."""
     changed_weights: set[str] = field(factory=set)
     """Stored weights that something other than `Quantization.store` changed."""
     told: set[str] = field(factory=set)

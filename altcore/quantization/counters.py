@@ -38,6 +38,8 @@ class Counters:
     """int64 (views, 2): masters that moved, and those of them whose view did not."""
     view_layers: list[str] = field(init=False, factory=list)
     """The layers of the rows of `view_moves`."""
+    is_over: bool = field(init=False, default=False)
+    """Whether the step that was counted is over, so that the next forward pass starts another."""
 
     def attach(self, quantizers: list[Quantizer], device: torch.device) -> None:
         """Give each quantizer its rows, at zero."""
@@ -53,9 +55,15 @@ class Counters:
 
     def reset(self) -> None:
         """Start a step at zero."""
+        self.is_over = False
         if self.quantizers:  # nothing to count is no launch on a GPU
             self.counts.zero_()
             self.errors.zero_()
+
+    def renew(self) -> None:
+        """Start a step at zero if the last one is over."""
+        if self.is_over:
+            self.reset()
 
     def add_views(self, layers: Mapping[str, QuantizedLayer]) -> None:
         """Count the masters that moved while their quantized view did not, since the forward."""

@@ -62,6 +62,8 @@ class PatchedForward:
         is_new_step = layer.module.training and not context.is_recomputing
         if context.has_learned and not context.is_coverage_told and is_new_step:
             context.tell_coverage()
+        if is_new_step and not context.is_frozen:
+            context.renew_counts()
         if layer.is_direct:
             with suspended():
                 return multiply_or_convolve(layer, *args, **kwargs)

@@ -94,7 +94,8 @@ class Quantization:
 
     def __attrs_post_init__(self) -> None:
         check_model(self.model)
-        self.context = Context(Clock(self.seed), tell_coverage=self._tell_coverage)
+        tell, renew = self._tell_coverage, self.counters.renew
+        self.context = Context(Clock(self.seed), tell_coverage=tell, renew_counts=renew)
         self._take(self.recipe)
         self._kept_hooks.append(
             self.model.register_load_state_dict_post_hook(ModelHook(self._after_load))
@@ -254,6 +255,7 @@ class Quantization:
             scales = store_optimizer_state(optimizer, self._state_casts, self.context)
             self.moment_scales = scales
         self.context.clock.step += 1
+        self.counters.is_over = True
 
     def measure_views(self) -> None:
         """Count the masters that moved while their quantized view did not, since the forward."""

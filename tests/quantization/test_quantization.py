@@ -144,6 +144,28 @@ def test_a_recipe_of_nothing_changes_nothing(recipe):
     assert q.stats() == []
 
 
+@pytest.mark.parametrize("follows", [True, False])
+def test_in_a_loop_of_ones_own_stats_are_those_of_the_last_step(follows):
+    """Of all its passes, until the next one trains; evaluation in between moves nothing."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    recipe = {"activation": {"format": "E4M3", "scaling": "none"}, "weight_gradient": "E5M2"}
+    sizes = {"activation@fwd": 2 * (8 + 8) * 3, "weight_gradient": 2 * (64 + 32)}
+    given = optimizer if follows else None
+    with quantize_model(model, recipe, head=None, optimizer=given) as q:
+        for _ in range(3):
+            for _ in range(2):
+                model(torch.full((3, 8), 1e6)).sum().backward()
+            optimizer.step()
+            q.store(optimizer)
+            with torch.no_grad(), q.frozen():
+                model(torch.ones(3, 8))
+            rows = q.stats()
+            for operand, size in sizes.items():
+                assert sum(r["elements"] for r in rows if r["operand"] == operand) == size
+            assert rows[0]["overflow"] == 2 * 24
+
+
 def test_off_is_the_plain_model(draw):
     """Within it the outputs are bit for bit the plain ones, and nothing is counted or moved."""
     model = Tied()
