@@ -44,7 +44,7 @@ class StoredWeight:
     """The layer's name."""
     slot: ParameterSlot
     cast: Cast
-    """Format, scaling, rounding and overflow."""
+    """Format, scaling and rounding; it saturates."""
     context: Context
     parameter: nn.Parameter = field(init=False)
     """The one in the slot when it was last put on its grid."""
@@ -131,7 +131,7 @@ class StoredWeight:
         size, top = size_of(w, self.cast)
         return scale_of(size, self.cast.element, power_of_two=True, meets=top)[0]
 
-    def _round(self, w: Tensor, scale: Tensor, overflow: str = "saturate") -> Tensor:
+    def _round(self, w: Tensor, scale: Tensor) -> Tensor:
         key = None
         if self.cast.rounding == "stochastic":
             key = random_key(
@@ -140,7 +140,7 @@ class StoredWeight:
         return fake_round(
             w,
             self.cast.element,
-            rule_of(self.cast)._replace(overflow=overflow),
+            rule_of(self.cast),
             r=1 / scale,
             s=scale,
             key=key,

@@ -170,6 +170,10 @@ def check_role(role: str, cast: Cast, given: Any, place: Place) -> None:
         said = given.get("scaling") if isinstance(given, Mapping) else None
         fmt = given.get("format") if isinstance(given, Mapping) else given
         raise place.refusal(problem) if said else place.misfit(problem, cast.format, fmt)
+    if role == "stored_weight" and cast.overflow != "saturate":
+        raise place.below(given, "overflow").refusal(
+            "a stored weight saturates, and its scale grows: overflow must be saturate"
+        )
     if cast.hadamard and name not in ("weight", "activation", "gradient"):
         raise place.below(given, "hadamard").refusal(
             "only the operands of a layer's products have one"

@@ -44,6 +44,18 @@ def test_what_is_stored_has_a_scale_of_its_own(role, scaling):
         parse({role: {"format": "E4M3", "scaling": scaling}}, "mine")
 
 
+@pytest.mark.parametrize("overflow", ["inf", "nan", "raise"])
+def test_a_stored_weight_saturates(overflow, tmp_path):
+    """Another rule would be ignored, and is refused by its line; a moment keeps it."""
+    path = tmp_path / "r.yaml"
+    path.write_text(f"stored_weight:\n  format: E5M2\n  overflow: {overflow}\n")
+    with pytest.raises(BadInput, match=r"stored_weight\.overflow: a stored weight sat") as caught:
+        read_recipe(str(path))
+    assert caught.value.source.line == 3
+    moment = parse({"optimizer_state": {"format": "E5M2", "overflow": overflow}}).resolve(LAYERS)
+    assert moment["a.q"]["optimizer_state"].overflow == overflow
+
+
 @pytest.mark.parametrize(
     ("rounding", "settings"),
     [
