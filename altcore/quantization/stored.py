@@ -186,10 +186,13 @@ class StoredWeight:
     def _limit(self) -> float:
         """Above this, times the scale, a larger scale is needed.
 
-        There rounding to nearest passes the largest value.
+        There rounding to nearest passes the largest value of a sign: that whose side is shorter.
         """
-        is_rms = self.cast.scaling.kind == "rms"
-        return 2.0 if is_rms else float(self.cast.element.limits[1])
+        if self.cast.scaling.kind == "rms":
+            return 2.0
+        fmt = self.cast.element
+        low, high = fmt.limits
+        return float(min(-low, high) if fmt.signed else high)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state for a checkpoint."""

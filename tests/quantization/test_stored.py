@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from fractions import Fraction
 
 import pytest
 import torch
@@ -342,6 +343,19 @@ def test_the_scale_doubles_when_rounding_passes_the_largest_value():
         before, after, _ = put(p, weight, [[value, 1.0]])
         assert (before, after) == (1.0, scale), value
         assert abs(float(p.detach()[0, 0]) - value) <= scale
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_scale_doubles_for_the_side_that_overflows(side):
+    """As a fresh scale does: the other side, which is longer, holds more and does not count."""
+    values = sorted(side * v for v in (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0))
+    fmt = altcore.table_format("LONG", values)
+    for value in (1.2, 1.3, 1.9, 3.5, 9.0, -1.2, -1.3, -1.9, -3.5, -9.0):
+        p, weight = stored_alone([[0.9, -0.9]], fmt)
+        _, after, _ = put(p, weight, [[value, 0.0]])
+        over = Fraction(abs(value)) > Fraction(5, 4)  # the middle of 1 and 1.5, the next step
+        assert after == (smallest_power(abs(value), fmt) if over else 1.0)
+        assert float(p.detach()[0, 0]) == round_scalar(value / after, fmt) * after
 
 
 def test_the_scale_halves_below_a_quarter_of_the_maximum():
