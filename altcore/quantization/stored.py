@@ -1,9 +1,10 @@
 """Stored weights: parameters that live on a format's grid.
 
-A stored weight's scale is 1 if its cast has no scaling. Otherwise it is a power of two: the
-smallest that holds its largest magnitude at the start, doubled on overflow until it holds, and
-halved when the largest magnitude falls below a quarter of the format's maximum. With ``rms``
-scaling the root mean square takes the place of the largest magnitude, and 1 that of the maximum.
+A stored weight's scale is 1 if its cast has no scaling. Otherwise it is a power of two: at first
+that of a grid on which the weight is already, or the smallest that holds its largest magnitude;
+doubled on overflow until it holds, and halved when the largest magnitude falls below a quarter of
+the format's maximum. With ``rms`` scaling the root mean square takes the place of the largest
+magnitude, and 1 that of the maximum.
 All of it happens on the device; the scales travel to the host with the step's one read.
 """
 
@@ -28,6 +29,9 @@ MOST_NAMED = 3
 """Of changed weights that warnings name: a loop that never calls `store` changes them all."""
 SMALLEST_SCALE = 2.0**-126
 """Below this a float32 scale has no exact inverse."""
+NEAR = (1.0, 2.0, 4.0, 8.0, 0.5)
+"""Scales of a weight that was stored, in fresh ones of it: `StoredWeight.store` halves a scale
+below a quarter of the format's maximum, and a coarse format rounds that down."""
 
 MOVES = ("updates", "stalled", "flips", "rescaled")
 """Columns of a stored weight's movement: elements whose proposed update was not zero, those of
@@ -66,8 +70,8 @@ class StoredWeight:
     def __attrs_post_init__(self) -> None:
         self.parameter = self.slot.parameter
         w = self.parameter.detach()
-        self.scale = self.scale_before = self.seen_scale = self._fresh_scale(w)
-        on_grid = self._round(w, self.scale)
+        scale, on_grid = self._fit(w)
+        self.scale = self.scale_before = self.seen_scale = scale
         self.error = (on_grid - w).norm() / w.norm().clamp(min=1e-30)
         self._put(on_grid)
 
@@ -108,17 +112,19 @@ class StoredWeight:
 
     @torch.no_grad()
     def as_seen(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scale of a layer's weight and the weight on its grid, as products see it.
-
-        Of one that somebody else put there, first come scales that the weight alone decides:
-        replicas that get it from one of them agree, whatever they had before.
-        """
+        """Return the scale of a layer's weight and the weight on its grid, as products see it."""
         w = weight.detach()
-        if self.is_current(weight):
-            return self.scale, w
+        return (self.scale, w) if self.is_current(weight) else self._fit(w, self.scale)
+
+    def _fit(self, w: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale of a weight that somebody else put there, and the weight on its grid.
+
+        Values that are on a grid stay. First come scales that the weight alone decides: replicas
+        that get it from one of them agree, whatever they had before, their ``known`` scales.
+        """
         fresh = self._fresh_scale(w)
-        near = () if self.cast.scaling.kind == "none" else (fresh, fresh * 2, fresh / 2)
-        for scale in (*near, self.scale):
+        near = () if self.cast.scaling.kind == "none" else [fresh * power for power in NEAR]
+        for scale in (*near, *known):
             on_grid = self._round(w, scale)
             if torch.equal(on_grid, w):
                 return scale, on_grid

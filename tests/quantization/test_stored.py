@@ -139,6 +139,25 @@ def test_a_checkpoint_of_stored_weights_comes_back_as_it_was():
         assert all(torch.equal(again.state_dict()[n], p) for n, p in state.items())
 
 
+@pytest.mark.parametrize("name", ["E4M3", "NF4", "FEW"])
+def test_values_of_a_grid_stay_when_they_are_loaded(name):
+    """Also at a scale that was not halved yet, and in a model that is quantized anew."""
+    few = altcore.table_format("FEW", [-1.0, -0.4, -0.1, 0.0, 0.1, 0.4, 1.0])
+    fmt = few if name == "FEW" else get_format(name)
+    small = [v for v in fmt.values if abs(v) < fmt.max / 4]
+    p, weight = stored_alone([[fmt.max, *small]], fmt)
+    _, scale, _ = put(p, weight, [[fmt.max / 4, *small]])
+    assert scale == 1
+    kept = p.detach().clone()
+    again, new = stored_alone(kept.tolist(), fmt)
+    other, loaded = stored_alone(torch.randn(kept.shape).tolist(), fmt)
+    with torch.no_grad():
+        other.copy_(kept)
+    for at, found in ((new.scale, again), loaded.as_seen(other)):
+        assert torch.equal(found, kept)
+        assert is_at_scale(kept, fmt, float(at))
+
+
 def test_a_weight_that_is_not_finite_was_changed_by_nobody():
     """A NaN of the optimizer's takes the scale with it, and every weight seems to be another."""
     model = build_net()
