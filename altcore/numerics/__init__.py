@@ -27,6 +27,7 @@ from altcore.numerics.magnitudes import amax, quantile, root_mean_square
 from altcore.numerics.ordinals import interval_width, nearest_error, ordinal
 from altcore.numerics.packing import Packed, pack, pack_bits, unpack, unpack_bits
 from altcore.numerics.reductions import count_magnitudes, count_small, inner_products, moments
+from altcore.numerics.resolve import rule_by_amax
 from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import COUNTS, ERRORS, NEAREST, UNMETERED, Meters, Rule
@@ -70,6 +71,7 @@ __all__ = [
     "round_blocks",
     "round_scaled",
     "round_to_grid",
+    "rule_by_amax",
     "scale_of",
     "scale_output",
     "spread",

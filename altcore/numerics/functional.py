@@ -19,7 +19,15 @@ from altcore.numerics.blocks import fake_blocks, round_blocks
 from altcore.numerics.checks import check_axis, check_choice, check_floating, refuse
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.magnitudes import amax
-from altcore.numerics.resolve import Scale, find_grid, key_for, resolve_format, rule_for, scale_pair
+from altcore.numerics.resolve import (
+    Scale,
+    find_grid,
+    key_for,
+    resolve_format,
+    rule_by_amax,
+    rule_for,
+    scale_pair,
+)
 from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
@@ -86,6 +94,8 @@ def quantize(
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
         return found.values, own if found.scale is None else found.scale
     rule = rule_for(rounding, overflow)
+    if scaling != "none":
+        rule = rule_by_amax(fmt, rule)
     key = key_for(x, rule, key)
     if scaling in (None, "tensor", "power-of-two"):
         refuse("the tensor has one scale", axis=axis, block=block)
@@ -149,6 +159,8 @@ def fake_quantize(
     key = key_for(x, rule, key)
     if isinstance(scale, str) and scale != "amax":
         raise BadInput(f"unknown scale {scale!r}: a number, a tensor or 'amax' is needed")
+    if isinstance(scale, str):
+        rule = rule_by_amax(fmt, rule)
     if not _is_differentiated(x):
         if isinstance(scale, str):
             return round_scaled(x, fmt, rule, key=key, fake=True)[0]

@@ -21,7 +21,13 @@ from altcore.formats import (
     get_format,
     to_single,
 )
-from altcore.numerics.checks import check_choice, check_floating, check_spread, check_stochastic
+from altcore.numerics.checks import (
+    check_choice,
+    check_floating,
+    check_rule,
+    check_spread,
+    check_stochastic,
+)
 from altcore.numerics.rounding_constants import (
     FLOAT32,
     LAYOUTS,
@@ -30,7 +36,7 @@ from altcore.numerics.rounding_constants import (
 )
 from altcore.numerics.rules import Rule, draws
 from altcore.numerics.scaling import scalar
-from altcore.numerics.tracing import is_plain, is_untraced, untraced
+from altcore.numerics.tracing import constant, is_plain, is_untraced, untraced
 
 Scale = float | Tensor | None
 
@@ -150,6 +156,24 @@ def rule_for(rounding: str | Stochastic, overflow: str) -> Rule:
         check_choice("rounding", rounding, ROUNDINGS)
         check_choice("overflow", overflow, OVERFLOWS)
         raise
+
+
+def rule_by_amax(fmt: Format, rule: Rule) -> Rule:
+    """Return the rule for numbers that their own largest magnitude scales: they saturate.
+
+    Nothing overflows there, but ``x * r`` is rounded and may pass the largest value by a unit in
+    the last place, which rounding up, down or at random takes for an overflow. A format without
+    negative values keeps the rule: theirs do overflow.
+    """
+    if rule.overflow == "saturate":
+        return rule
+    check_rule(fmt, rule)
+    return rule._replace(overflow="saturate") if _is_signed(fmt) else rule
+
+
+@constant  # torch.compile cannot trace the lock of a cached property
+def _is_signed(fmt: Format) -> bool:
+    return fmt.signed
 
 
 def key_for(x: Tensor, rule: Rule, key: int | Tensor | None) -> int | Tensor | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from altcore.numerics import Rule
+from altcore.numerics import Rule, rule_by_amax
 from altcore.recipes import Cast
 
 
 def rule_of(cast: Cast) -> Rule:
-    """Return the rounding and overflow of a cast; blocks saturate within themselves."""
-    overflow = "saturate" if cast.blocks is not None else cast.overflow
-    return Rule(cast.rounding, overflow, cast.stochastic)
+    """Return the rounding and overflow of a cast; what its own amax scales saturates."""
+    if cast.blocks is not None:
+        return Rule(cast.rounding, "saturate", cast.stochastic)
+    rule = Rule(cast.rounding, cast.overflow, cast.stochastic)
+    return rule_by_amax(cast.element, rule) if cast.uses_amax else rule

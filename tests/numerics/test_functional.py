@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from format_checks import assert_same
+from format_checks import PATHS, assert_same, path
 from grid_formats import E0M7, E3M4, E4M3, E5M2, FACE, FNUZ, NATURAL, TERNARY, WIDE, normal
 
 import altcore
 from altcore import get_format
 from altcore.errors import BadInput
-from altcore.formats import BlockFormat, code_format
+from altcore.formats import BlockFormat, code_format, round_scalar
 from altcore.numerics import compute_dtype, round_blocks, round_to_grid, scale_of
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.functional import (
@@ -248,6 +248,43 @@ def test_clipped_gradient_under_amax_is_the_identity():
     x = torch.tensor([1.0, -0.5, 0.25], requires_grad=True)  # a sign that the format lacks
     fake_quantize(x, NATURAL, scale="amax", gradient="clipped").sum().backward()
     assert x.grad.tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("way", PATHS)
+@pytest.mark.parametrize("overflow", ["inf", "nan", "raise"])
+def test_nothing_overflows_under_amax(overflow, way):
+    """Rounded up, fl(x · r) is cut at the largest value that it passes by a unit in the last."""
+    passed = 0
+    with path(way):
+        for seed in range(40):
+            x = torch.randn(4, 16, generator=torch.Generator().manual_seed(seed))
+            for scaling, axes in (("tensor", None), ("channel", 1), ("block", 1)):
+                largest = x.abs().amax(axes, keepdim=axes is not None)
+                fmt = FNUZ if overflow == "nan" else E5M2
+                s, r = scale_of(largest, fmt)
+                y = (x * r).flatten().tolist()
+                passed += max(map(abs, y)) > fmt.max
+                wanted = [round_scalar(min(max(v, -fmt.max), fmt.max), fmt, "up") for v in y]
+                block = 16 if scaling == "block" else None
+                given = {"rounding": "up", "overflow": overflow}
+                q, _ = quantize(x, fmt, scaling, block=block, **given)
+                assert q.flatten().tolist() == wanted
+                if scaling == "tensor":
+                    for z in (x, x.clone().requires_grad_()):
+                        fake = fake_quantize(z, fmt, "amax", **given).detach()
+                        assert torch.equal(fake, q * s)
+    assert passed > 10
+
+
+def test_what_overflows_under_amax():
+    """The sign that a format lacks; and a rule for which it has no code is refused."""
+    for overflow, given in (("inf", -math.inf), ("nan", math.nan)):
+        fmt = code_format("POSITIVE", [1.0, 2.0, 4.0, math.inf, math.nan])
+        found = fake_quantize(torch.tensor([4.0, -4.0]), fmt, "amax", overflow=overflow)
+        assert_same(found, torch.tensor([4.0, given]))
+    for call in (quantize, lambda *a, **k: fake_quantize(*a, "amax", **k)):
+        with pytest.raises(BadInput, match="E3M4 has no inf"):
+            call(normal(3), E3M4, overflow="inf")
 
 
 def test_clipped_gradient_of_what_is_no_number():

@@ -237,6 +237,24 @@ def test_quantile_scale(draw_uneven):
     assert 0 < row["overflow"] <= (w.abs() > limit).sum()
 
 
+@pytest.mark.parametrize("scaling", ["tensor", "channel"])
+@pytest.mark.parametrize("rounding", ["up", "down"])
+def test_nothing_overflows_under_amax(scaling, rounding):
+    """Whatever the overflow rule: it is what the same cast without one gives."""
+    x, outputs, passed = torch.randn(200, 8), {}, 0
+    for overflow in ("saturate", "inf", "nan", "raise"):
+        cast = {"format": "E5M2", "scaling": scaling, "rounding": rounding, "overflow": overflow}
+        with quantize_model(nn.Linear(8, 8), {"layers": {"": {"activation": cast}}}) as q:
+            q.model.weight.data = torch.eye(8)
+            q.model.bias.data.zero_()
+            outputs[overflow] = torch.cat([q.model(row[None]) for row in x])
+    assert all(torch.equal(y, outputs["saturate"]) for y in outputs.values())
+    for row in x:
+        passed += bool((row * scale_of(row.abs().max(), get_format("E5M2"))[1]).abs().max() > 57344)
+    assert passed > 10
+    assert outputs["saturate"].isfinite().all()
+
+
 def test_clipped_straight_through(draw_uneven):
     """With it the gradient of what was clipped is zero; otherwise it passes."""
     w = draw_uneven(16, 16)
