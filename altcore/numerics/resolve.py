@@ -106,10 +106,11 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
     scale, dtype = as_builtin(scale), compute_dtype(x.dtype, fmt)
     if isinstance(scale, Tensor):
         check_floating(scale, "scale")
-        scale = scale.detach()
-        # Looked at if that costs no transfer; the smallest one is NaN if any is.
-        number = float(scale.min()) if is_plain(scale) and scale.numel() else 1.0
-        s = scale.to(device=x.device, dtype=dtype)
+        s = scale.detach().to(dtype)
+        # Looked at if that costs no transfer; both ends are NaN if any is.
+        ends = map(float, torch.aminmax(s)) if is_plain(s) and s.numel() else ()
+        number = next((end for end in ends if not 0 < end < math.inf), 1.0)
+        s = s.to(x.device)
     elif isinstance(scale, int | float) and not isinstance(scale, bool):
         number = to_double(scale)
         number = number if dtype == torch.float64 else to_single(number)

@@ -183,6 +183,13 @@ def test_ulp_distance():
         torch.tensor(0.0),
         torch.tensor(-2.0),
         torch.tensor([1.0, 0]),
+        torch.tensor([1.0, math.inf, 1.0]),
+        torch.tensor([1.0, math.nan, 1.0]),
+        1e-60,
+        1e60,
+        torch.tensor(1e-60, dtype=torch.float64),  # 0 in float32, and infinity
+        torch.tensor(1e60, dtype=torch.float64),
+        torch.tensor([1.0, 1e-60, 1.0], dtype=torch.float64),
         True,
     ],
 )
@@ -196,6 +203,15 @@ def test_bad_scales(scale):
     ):
         with pytest.raises(BadInput, match="scale is a"):
             call()
+
+
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_scales_that_float64_holds(scale):
+    """A number and a tensor are one scale, and refused only in float32."""
+    x = normal(3).double() * scale
+    wanted = [round_scalar(v, E4M3) * scale for v in (x * (1 / scale)).tolist()]
+    for given in (scale, torch.tensor(scale, dtype=torch.float64)):
+        assert fake_quantize(x, E4M3, given).tolist() == wanted
 
 
 def test_bad_input():
