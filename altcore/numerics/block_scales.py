@@ -49,14 +49,21 @@ def spread(numbers: Tensor, shape: tuple[int, ...], fmt: BlockFormat, axis: int 
         height, width = shape[-2:]
         b, c = fmt.along(height), fmt.along(width)
         each = numbers.reshape(*shape[:-2], -(-height // b), -(-width // c))
-        each = each.repeat_interleave(b, -2).repeat_interleave(c, -1)
-        return each[..., :height, :width]
+        return repeat(repeat(each, b, -2, height), c, -1, width)
     length = shape[axis]
     b = fmt.along(length)
     others = [n for i, n in enumerate(shape) if i != axis % len(shape)]
     each = numbers.reshape(*others, -(-length // b)).movedim(-1, axis)
     # Repeated in place: a turned result would be read across its rows.
-    return each.repeat_interleave(b, axis).narrow(axis, 0, length)
+    return repeat(each, b, axis, length)
+
+
+def repeat(numbers: Tensor, times: int, axis: int, length: int) -> Tensor:
+    """Repeat each number so many times along ``axis``, the last ones up to ``length`` in all."""
+    if torch.compiler.is_compiling():
+        # Compiled for a CPU, torch 2.13 would leave the last, shorter block unwritten.
+        return numbers.index_select(axis, torch.arange(length, device=numbers.device) // times)
+    return numbers.repeat_interleave(times, axis).narrow(axis, 0, length)
 
 
 def largest_of_blocks(x: Tensor, fmt: BlockFormat, axis: int) -> Tensor:

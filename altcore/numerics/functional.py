@@ -15,6 +15,7 @@ from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic
 from altcore.numerics import ordinals
+from altcore.numerics.block_scales import repeat
 from altcore.numerics.blocks import fake_blocks, round_blocks
 from altcore.numerics.checks import check_axis, check_choice, check_floating, refuse
 from altcore.numerics.codes import decode, encode
@@ -263,7 +264,7 @@ def _scales(
 
     def spread(each: Tensor) -> Tensor:
         """A number for each block, for each element of ``x``."""
-        return each.expand(rows.shape).flatten(-2)[..., :length].movedim(-1, axis)
+        return repeat(each.squeeze(-1), block, -1, length).movedim(-1, axis)
 
     s, r = scale_of(amax(rows, -1), fmt)
     return spread(s), spread(r)

@@ -16,7 +16,7 @@ from gfloat.formats import (
     format_info_mxfp8_e5m2,
 )
 
-from altcore import BadInput, float_format, get_format, table_format
+from altcore import BadInput, fake_quantize, float_format, get_format, quantize, table_format
 from altcore.formats import BlockFormat
 from altcore.numerics import (
     COUNTS,
@@ -283,3 +283,21 @@ def test_tensors_that_cannot_be_divided(shape, axis, more):
     with pytest.raises(BadInput, match=r"MX-E4M3.*ax[ei]s"):
         round_blocks(torch.ones(shape), mx(**more), axis=axis)
     assert round_blocks(torch.ones(3, 0), mx()).values.shape == (3, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: fake_quantize(x, "MXFP8-E4M3"),
+        lambda x: fake_quantize(x, "MXFP4", axis=0),
+        lambda x: fake_quantize(x, nvfp4(is_square=True)),
+        lambda x: quantize(x, "E3M4", "block", block=7)[0],
+    ],
+    ids=["along", "across", "square", "scales"],
+)
+def test_compiled_by_torch(call):
+    """All blocks, the last and shorter one, too, are those of torch's operations uncompiled."""
+    x = torch.randn(20, 40, generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(call)(x), call(x))
