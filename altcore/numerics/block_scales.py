@@ -49,16 +49,16 @@ def spread(numbers: Tensor, shape: tuple[int, ...], fmt: BlockFormat, axis: int 
         height, width = shape[-2:]
         b, c = fmt.along(height), fmt.along(width)
         each = numbers.reshape(*shape[:-2], -(-height // b), -(-width // c))
-        return repeat(repeat(each, b, -2, height), c, -1, width)
+        return _repeat(_repeat(each, b, -2, height), c, -1, width)
     length = shape[axis]
     b = fmt.along(length)
     others = [n for i, n in enumerate(shape) if i != axis % len(shape)]
     each = numbers.reshape(*others, -(-length // b)).movedim(-1, axis)
     # Repeated in place: a turned result would be read across its rows.
-    return repeat(each, b, axis, length)
+    return _repeat(each, b, axis, length)
 
 
-def repeat(numbers: Tensor, times: int, axis: int, length: int) -> Tensor:
+def _repeat(numbers: Tensor, times: int, axis: int, length: int) -> Tensor:
     """Repeat each number so many times along ``axis``, the last ones up to ``length`` in all."""
     if torch.compiler.is_compiling():
         # Compiled for a CPU, torch 2.13 would leave the last, shorter block unwritten.

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic
 from altcore.numerics import ordinals
-from altcore.numerics.block_scales import repeat
+from altcore.numerics.block_scales import largest_of_blocks, spread
 from altcore.numerics.blocks import fake_blocks, round_blocks
 from altcore.numerics.checks import check_axis, check_choice, check_floating, refuse
 from altcore.numerics.codes import decode, encode
@@ -34,7 +33,7 @@ from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
-from altcore.numerics.tracing import is_untraced
+from altcore.numerics.tracing import is_untraced, untraced
 
 __all__ = [
     "decode",
@@ -253,21 +252,14 @@ def _scales(
     if scaling == "channel":
         refuse("each channel has one scale", block=block)
         return scale_of(amax(x, axis), fmt)
-    block = 32 if block is None else as_builtin(block)
-    if not isinstance(block, int) or isinstance(block, bool) or block < 1:
-        raise BadInput(f"a block holds at least 1 element, not {block!r}")
-    rows = x.movedim(axis, -1)
-    length = rows.shape[-1]
-    block = min(block, max(length, 1))
-    rows = torch.nn.functional.pad(rows, (0, -length % block))
-    rows = rows.unflatten(-1, (rows.shape[-1] // block, block))
+    blocks = _amax_blocks(fmt, 32 if block is None else block)
+    s, r = scale_of(largest_of_blocks(x, blocks, axis), fmt)
+    return spread(s, x.shape, blocks, axis), spread(r, x.shape, blocks, axis)
 
-    def spread(each: Tensor) -> Tensor:
-        """A number for each block, for each element of ``x``."""
-        return repeat(each.squeeze(-1), block, -1, length).movedim(-1, axis)
 
-    s, r = scale_of(amax(rows, -1), fmt)
-    return spread(s), spread(r)
+@untraced  # torch.compile cannot trace the making of a frozen object
+def _amax_blocks(fmt: Format, block: int) -> BlockFormat:
+    return BlockFormat(f"{fmt.name} in blocks", fmt, block, "amax")
 
 
 def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str | Stochastic, overflow: str) -> Rule:
