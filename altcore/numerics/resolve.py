@@ -113,7 +113,8 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
         s = s.to(x.device)
     elif isinstance(scale, int | float) and not isinstance(scale, bool):
         number = to_double(scale)
-        number = number if dtype == torch.float64 else to_single(number)
+        if dtype == torch.float32 and not torch.compiler.is_compiling():
+            number = to_single(number)  # compiled, it may be one that changes: a symbol
         if dtype == torch.float32 and 0 < number < math.inf and is_untraced(x):
             pair = _pair_of(number)
             # Filled with a number, as a copy would wait for the device.

@@ -16,7 +16,7 @@ from altcore.numerics.rounding_constants import (
     is_wide,
     largest_single,
 )
-from altcore.numerics.tracing import is_plain, outside_modes
+from altcore.numerics.tracing import is_plain, outside_modes, untraced
 
 with outside_modes():  # altcore may be used, and so imported, in one first
     _SCALAR = torch.zeros((), dtype=torch.float32, device="cpu")  # new ones are made like it
@@ -63,8 +63,10 @@ def scale_of(
     given = amax.dtype if amax.dtype == torch.float64 else torch.float32
     dtype = torch.float64 if wide else given
     layout = LAYOUTS[dtype]
-    largest = fmt.max if meets is None else meets
-    largest = largest if dtype == torch.float64 else to_single(largest)
+    if meets is None:
+        largest = _largest(fmt, dtype)
+    else:
+        largest = meets if dtype == torch.float64 else to_single(meets)
     m = amax.to(given)
     if margin != 1.0:
         m = m * torch.full_like(m, margin)
@@ -83,6 +85,11 @@ def scale_of(
     s = s.masked_fill_(unusable, torch.nan).masked_fill_(is_zero, 1.0)
     r = r.masked_fill_(unusable, torch.nan).masked_fill_(is_zero, 1.0)
     return s, r
+
+
+@untraced  # torch.compile may take a number of the format for one that changes
+def _largest(fmt: Format, dtype: torch.dtype) -> float:
+    return fmt.max if dtype == torch.float64 else to_single(fmt.max)
 
 
 def _scale_of_number(

@@ -95,3 +95,18 @@ def test_names_under_torch_compile(tmp_path):
     assert_same(found, total(x))
     with pytest.raises(BadInput, match="unknown format 'E4MM3'"):
         torch.compile(lambda x: fake_quantize(x, "E4MM3"), backend="eager")(x)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_numbers_that_change_under_torch_compile(dynamic):
+    """torch.compile takes them for symbols, and with dynamic=True the formats' own numbers, too."""
+
+    def rounded(x, scale):
+        values = fake_quantize(x, "NF4", "amax"), fake_quantize(x, "E4M3", scale)
+        return torch.cat(values)
+
+    x = torch.linspace(-3, 3, 99)
+    torch.compiler.reset()
+    compiled = torch.compile(rounded, backend="eager", fullgraph=True, dynamic=dynamic)
+    for scale in (0.3, 0.7, 0.9):
+        assert torch.equal(compiled(x, scale), rounded(x, scale))
