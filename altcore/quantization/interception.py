@@ -29,6 +29,7 @@ from altcore.quantization.recurrent import RECURRENT
 from altcore.quantization.torch_functions import (
     CASTS,
     COMPOSITE,
+    JOINS,
     MASKING,
     SOFTMAX,
     VIEWS,
@@ -142,7 +143,10 @@ class ForwardPass:
             if result is not NotImplemented:
                 return result
         lineage = next((o for o in lineages if o.parameter == "weight"), lineages[0])
-        if func in VIEWS:
+        # Of one parameter: another would have another scale.
+        is_join = func in JOINS and is_constant and len(set(map(_source, lineages))) == 1
+        is_part = is_join and all(o.relation != "computed" for o in lineages)
+        if func in VIEWS or is_part:
             return self.mark(func(*args, **kwargs), lineage, "part")
         if func in CASTS:
             return self.mark(func(*args, **kwargs), lineage, "computed")
@@ -365,6 +369,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
+
+
+def _source(lineage: Lineage) -> tuple[int, str]:
+    return id(lineage.layer), lineage.parameter
 
 
 def _memory(t: Tensor) -> int:

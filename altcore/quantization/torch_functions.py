@@ -19,17 +19,11 @@ _VIEWS = (
     *("view", "reshape", "view_as", "reshape_as", "t", "transpose", "swapaxes", "swapdims"),
     *("permute", "movedim", "moveaxis", "unsqueeze", "squeeze", "expand", "expand_as", "flatten"),
     *("unflatten", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "contiguous"),
-    *(
-        "clone",
-        "detach",
-        "index_select",
-        "gather",
-        "take_along_dim",
-        "diagonal",
-        "adjoint",
-        "ravel",
-        "alias",
-    ),
+    *("clone", "detach", "index_select", "gather", "take_along_dim", "diagonal", "adjoint"),
+    *("ravel", "alias", "broadcast_to", "flip", "fliplr", "flipud", "roll", "rot90", "repeat"),
+    *("tile", "repeat_interleave", "hsplit", "vsplit", "dsplit", "split_with_sizes", "unfold"),
+    *("take", "masked_select", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"),
+    *("narrow_copy",),
 )
 _CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda", "dropout")
 
@@ -44,9 +38,16 @@ VIEWS = _functions(_VIEWS) | {
     *(getattr(T, name).__get__ for name in ("T", "mT", "H", "mH", "data")),
 }
 """Functions that return the same values in another shape, or some of them."""
+JOINS = _functions(
+    (
+        *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "row_stack"),
+        "column_stack",
+    )
+)
+"""Functions that return the values of all their tensors, in another shape."""
 METADATA = _functions(
     (
-        *("data_ptr", "storage", "untyped_storage", "storage_offset", "stride", "size", "dim"),
+        *("data_ptr", "storage", "untyped_storage", "storage_offset", "size", "dim"),
         *("ndimension", "numel", "nelement", "element_size", "is_contiguous", "get_device"),
         *("is_floating_point", "is_complex", "register_hook", "retain_grad", "stride"),
         *("register_post_accumulate_grad_hook", "__len__", "__repr__", "__hash__", "has_names"),
