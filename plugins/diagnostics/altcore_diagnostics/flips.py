@@ -44,7 +44,8 @@ class Flips:
     """Flips of codes, updates, their stall ratio, and the share of flips that go back.
 
     Measures, for each KIND of ``stored`` (weights that live on the grid) and ``view`` (float32
-    masters that a product sees on it), summed over the last ``window`` steps:
+    masters that a product sees on it), summed over the last ``window`` steps, or over those
+    since the last measurement if they are fewer:
 
     - ``KIND_flips``: codes that changed, on the grid before the step: of a stored weight as the
       core counts them, of a view those of the master before and after the step, rounded to
