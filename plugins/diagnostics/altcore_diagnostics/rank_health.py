@@ -164,7 +164,8 @@ def fall(values: Tensor) -> Tensor:
     at = torch.arange(count, dtype=values.dtype, device=values.device) - (count - 1) / 2
     slope = torch.tensordot(at, values, 1) / at.square().sum()
     first = values.mean(0) - slope * (count - 1) / 2
-    return -slope * (count - 1) / first
+    # A rise from 0 may have a line that begins below 0, of which there is no share.
+    return torch.where(first > 0, -slope * (count - 1) / first, 0.0)
 
 
 def critical_layers(model: nn.Module, projections: Sequence[str]) -> set[str]:

@@ -103,6 +103,9 @@ def test_what_is_not_finite_is_its_layers_alone(lost):
         ([8.0, 9.0, 10.0], -0.25),
         ([10.0, 8.0, 10.0], 0.0),  # down and up again is no trend
         ([10.0, 5.0], 0.5),
+        ([0.0, 0.0, 0.0, 3.0, 5.0], 0.0),  # the line begins below 0
+        ([0.0, 1.0, 2.0], 0.0),
+        ([0.0, 0.0], 0.0),
     ],
 )
 def test_what_a_line_loses(values, expected):
