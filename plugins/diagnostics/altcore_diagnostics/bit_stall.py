@@ -37,7 +37,7 @@ class BitStall:
 
     A stored weight stalls when the optimizer's proposed update u is not 0, and its code stays.
     A view stalls when a float32 master moved and its quantized view did not: the update is not
-    lost, only late. Measures, shares in 0..1:
+    lost, only late. Frozen weights are left out. Measures, shares in 0..1:
 
     - ``stored_stall_share``: stalled elements among those with u other than 0;
     - ``stored_zero_update_share``: elements with u = 0 among all;

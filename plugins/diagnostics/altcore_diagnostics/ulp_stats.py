@@ -37,9 +37,9 @@ class UlpStats:
 
     Measures, for each KIND of ``stored`` and ``view`` that the recipe has, in ULPs:
 
-    - ``KIND_mean``, ``KIND_median``, ``KIND_max`` over all elements of all quantized weights, each
-      element counting once; the median is exact (of an even number, the mean of the two middle
-      ones);
+    - ``KIND_mean``, ``KIND_median``, ``KIND_max`` over all elements of all quantized weights that
+      are trained, each element counting once; the median is exact (of an even number, the mean of
+      the two middle ones);
     - ``KIND_zero_share``, in 0..1: elements at distance 0 among *all* elements, those included
       whose proposed update was zero (the core's stall rates leave these out);
     - the same for one layer, as ``KIND_mean/layer.name`` and so on.
