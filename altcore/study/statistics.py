@@ -20,6 +20,9 @@ LEVEL = 0.05
 LARGEST, SMALLEST = 1e150, 1e-130
 """The squares of larger values are more than a float holds; those of a rounding error of smaller
 ones are 0."""
+ROUNDING = 1e-9
+"""Differences that differ by no more than this share of the largest are one number: the losses they
+are of, up to a million times as large, are rounded."""
 
 
 def student() -> Any:
@@ -58,12 +61,22 @@ def plain(found: Estimate) -> dict[str, Any]:
     return asdict(found)
 
 
+def have_spread(values: Sequence[float]) -> bool:
+    """Whether some values differ by more than rounding errors, and are not all too small.
+
+    >>> have_spread([0.9 - 0.8, 0.8 - 0.7, 0.7 - 0.6]), have_spread([0.1, 0.1001])
+    (False, True)
+    """
+    largest = max(map(abs, values))
+    return largest >= SMALLEST and max(values) - min(values) > ROUNDING * largest
+
+
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return mean, interval and p of paired differences, by Student's t with n - 1 degrees.
 
     Of values that say nothing of the spread the interval is infinite, and p NaN: of a single one,
     of some that are not finite or too large, of those that are all too small, and of those that are
-    all the same, unless they are 0.
+    all the same but for rounding errors, unless they are 0.
 
     >>> estimate([1.0, 2.0, 3.0]).low.__round__(3)
     -0.484
@@ -72,8 +85,7 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     mean = (math.fsum if is_sane else sum)(values) / n
     if n > 1 and not any(values):
         return Estimate(0.0, 0.0, 0.0, 1.0, n)
-    is_small = all(abs(v) < SMALLEST for v in values)
-    if n == 1 or not is_sane or is_small or len(set(values)) == 1:
+    if n == 1 or not is_sane or not have_spread(values):
         return Estimate(mean, -math.inf, math.inf, math.nan, n)
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     half = spread * quantile((1 + level) / 2, n - 1)

@@ -187,7 +187,7 @@ def test_a_difference_is_narrower_than_the_gaps():
         ],
         "same": [0.30 + t for t in noisy],
         "rough": [0.30 + 2 * t for t in twin],
-        "worse": [0.90 + t for t in twin],
+        "worse": [0.90 + 1.1 * t for t in twin],
     }
     held = [(arm, "full") for arm in list(gaps)[1:]]
     rows = differences(held, gaps, 0.05, {5: 1.0}, {})

@@ -35,6 +35,7 @@ class Losses:
         return [self._outcome(t.arm.key, NOISE[(t.seed - 1) % 5]) for t in trials]
 
     def _outcome(self, key, noise):
+        noise *= 2 if key.startswith("frozen") else 1  # or it would be equally far from all arms
         loss = self.losses[key] + (0.0 if key.startswith(("twin", "E3M2")) else noise)
         return Outcome((loss,) * 10, False, 3.0, (), learned=self.learned)
 

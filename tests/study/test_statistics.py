@@ -58,6 +58,8 @@ def test_too_few_values_conclude_nothing():
     for values in (
         *([0.3], [0.0], [0.1] * 3, [0.5, math.nan], [math.inf, -math.inf]),
         *(too_large, too_small, [1e-150, math.nextafter(1e-150, 1)]),
+        [0.9 - 0.8, 0.8 - 0.7, 0.7 - 0.6],  # equal but for a rounding error
+        [3.0 + 1e-5 - 3.0, 2.0 + 1e-5 - 2.0],
     ):
         found = estimate(values)
         assert (found.low, found.high) == (-math.inf, math.inf)
