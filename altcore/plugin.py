@@ -42,6 +42,13 @@ if TYPE_CHECKING:
         Interrupted,
         nearest,
     )
+    from altcore.estimates import (
+        Estimate,
+        estimate,
+        have_spread,
+        holm,
+        welch,
+    )
     from altcore.formats import (
         AnyFormat,
         BlockFormat,
@@ -230,6 +237,12 @@ _HOME = {
     "open_to_read": "altcore.durable",
     # Telling the user, by lines of the log that never fail
     "log": "altcore.log",
+    # Means and differences over seeds, with their intervals
+    "Estimate": "altcore.estimates",
+    "estimate": "altcore.estimates",
+    "have_spread": "altcore.estimates",
+    "holm": "altcore.estimates",
+    "welch": "altcore.estimates",
     # Writing reports
     "printable": "altcore.builtin_types",
     "replace_text": "altcore.runs",
@@ -251,6 +264,7 @@ __all__ = [
     "Casts",
     "ChangeRecipe",
     "DeferredErrors",
+    "Estimate",
     "FloatFormat",
     "Format",
     "Interrupted",
@@ -287,10 +301,13 @@ __all__ = [
     "count_magnitudes",
     "count_small",
     "early_and_late",
+    "estimate",
     "float_format",
     "follow_flips",
     "full_summary",
     "get_format",
+    "have_spread",
+    "holm",
     "hookimpl",
     "inner_products",
     "interval_width",
@@ -330,6 +347,7 @@ __all__ = [
     "summary_of",
     "table_format",
     "unlike_most",
+    "welch",
 ]
 
 

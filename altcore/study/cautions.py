@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import digits
+from altcore.estimates import LEVEL, quantile
 from altcore.runs import several
 from altcore.study.outcome import Outcome, tail_length
 from altcore.study.rates import Curve
 from altcore.study.setup import FEWEST_STEPS
-from altcore.study.statistics import LEVEL, quantile
 
 LARGEST_GAP = 3.0
 """Standard deviations over the seeds; few gaps are as large."""

@@ -14,6 +14,7 @@ from altcore.api import layers_of
 from altcore.builtin_types import duration
 from altcore.config import Override, TrainConfig, defaults
 from altcore.errors import DEFAULT, BadInput, located
+from altcore.estimates import student
 from altcore.formats import BlockFormat
 from altcore.hooks import format_or_none
 from altcore.registry import entries
@@ -36,7 +37,6 @@ from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.repeat import to_repeat
 from altcore.study.runner import Runner
 from altcore.study.setup import Cost, base_config, prepare, steps_within
-from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, read_mapping
 
 READING = "reading the data and the model"

@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import define, evolve
 
+from altcore.estimates import holm
 from altcore.recipes import OPERANDS
 from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
@@ -19,7 +20,7 @@ from altcore.study.paired import PairedRuns
 from altcore.study.rates import runs_at_most
 from altcore.study.runner import Runner
 from altcore.study.sequential import Schedule, looks, run_in_looks
-from altcore.study.statistics import holm, plain
+from altcore.study.statistics import plain
 from altcore.study.verdict import CANNOT_TELL, Evidence
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from altcore.errors import BadInput, nearest
+from altcore.estimates import LEVEL, Estimate, holm
 from altcore.study.contenders import Contender
 from altcore.study.sequential import estimate_at
-from altcore.study.statistics import LEVEL, Estimate, holm, plain, share_closed
+from altcore.study.statistics import plain, share_closed
 from altcore.study.verdict import CANNOT_TELL
 
 START = ("start", "format", "recipe")

@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from statistics import stdev
 
+from altcore.estimates import LEVEL, quantile, student
 from altcore.recipes import Layer, read_recipe
 from altcore.study.arms import WIDE, Arm, select
-from altcore.study.statistics import LEVEL, quantile, student
 
 OPERAND = "activation@fwd"
 """What the null arm rounds."""

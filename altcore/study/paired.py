@@ -15,6 +15,7 @@ from typing import Any
 
 from attrs import Factory, define, evolve, field
 
+from altcore.estimates import LEVEL, Estimate, holm
 from altcore.study.arms import Arm, twin
 from altcore.study.measures import gap_of, loss_of
 from altcore.study.null_arm import detectable
@@ -22,7 +23,7 @@ from altcore.study.outcome import Outcome
 from altcore.study.rates import SELECTION_SEED, Curve, between, choose
 from altcore.study.runner import Runner, Trial
 from altcore.study.sequential import Schedule, estimate_at, looks, run_in_looks
-from altcore.study.statistics import LEVEL, Estimate, holm, plain
+from altcore.study.statistics import plain
 from altcore.study.verdict import Evidence
 
 Rows = dict[str, dict[str, Any]]

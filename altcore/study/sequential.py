@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from attrs import evolve
 
-from altcore.study.statistics import LEVEL, Estimate, estimate
+from altcore.estimates import LEVEL, Estimate, estimate
 
 A = TypeVar("A")
 Schedule = Callable[[int], Mapping[int, float]]

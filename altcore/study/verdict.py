@@ -9,8 +9,8 @@ from typing import Any
 from attrs import frozen
 
 from altcore.builtin_types import digits
+from altcore.estimates import LEVEL, quantile
 from altcore.study.sequential import Schedule, looks
-from altcore.study.statistics import LEVEL, quantile
 
 WITHIN, BEYOND, CANNOT_TELL = "within", "beyond", "cannot tell"
 MOST_SEEDS = 100

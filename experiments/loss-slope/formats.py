@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from attrs import evolve
 
-from altcore.study.statistics import LEVEL, Estimate, estimate, holm
+from altcore.estimates import LEVEL, Estimate, estimate, holm
 from altcore_reporters import ExportedStudy
 from altcore_reporters.slope_study.estimates import Estimate as Correlation
 from altcore_reporters.slope_study.estimates import pearson

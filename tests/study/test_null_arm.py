@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import altcore
+from altcore.estimates import LEVEL, quantile
 from altcore.recipes import Layer
 from altcore.study.cautions import about_chaos
 from altcore.study.null_arm import POWER, detectable, null_arm
-from altcore.study.statistics import LEVEL, quantile
 
 LAYERS = [Layer("wte", "embedding"), Layer("h.0.qkv", "linear"), Layer("h.0.attn", "attention")]
 

@@ -5,13 +5,13 @@ import math
 import pytest
 from helpers_contenders import made
 
+from altcore.estimates import LEVEL
 from altcore.study.arms import Arm
 from altcore.study.compare import Comparison
 from altcore.study.factors import judge_factors
 from altcore.study.outcome import Outcome
 from altcore.study.paired import PairedRuns, is_not_the_worst
 from altcore.study.sequential import once
-from altcore.study.statistics import LEVEL
 
 SEEDS = [1, 2, 3, 4, 5]
 NOISE = [0.03, -0.04, 0.02, 0.01, -0.02]

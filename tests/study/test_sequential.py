@@ -5,8 +5,8 @@ import random
 
 import pytest
 
+from altcore.estimates import LEVEL, estimate, holm
 from altcore.study.sequential import estimate_at, looks, run_in_looks
-from altcore.study.statistics import LEVEL, estimate, holm
 from altcore.study.verdict import Evidence
 
 WITHIN = 0.5

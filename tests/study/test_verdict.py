@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from altcore.estimates import LEVEL, estimate, quantile
 from altcore.study.sequential import estimate_at, looks, once
-from altcore.study.statistics import LEVEL, estimate, plain, quantile
+from altcore.study.statistics import plain
 from altcore.study.verdict import Evidence, seeds_needed
 
 WITHIN = 0.05

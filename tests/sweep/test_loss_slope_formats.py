@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from helpers_cli import ROOT
 
-from altcore.study.statistics import estimate
+from altcore.estimates import estimate
 
 STEPS = {"alpha_early": 0.5, "r_squared": -0.25, "best_val_ce": 0.125}
 """What E5M2 changes in ``base``; in ``narrow`` it changes nothing but this, by the seed's sign."""

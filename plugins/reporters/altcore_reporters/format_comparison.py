@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ from altcore_reporters.comparison import CONDITION, FormatComparator, by_conditi
 from altcore_reporters.failures import FailureAnalyzer
 from altcore_reporters.frame_tables import (
     Markdown,
-    bounds_text,
     bullets,
     cell,
     copies_text,
@@ -25,6 +25,7 @@ from altcore_reporters.frame_tables import (
     run_link,
     runs_text,
 )
+from altcore_reporters.intervals import Interval
 from altcore_reporters.leads import ALPHA, Lead, Rival
 from altcore_reporters.markdown import text
 
@@ -223,7 +224,8 @@ def _ranking(
     rows = []
     for own in compared.rank_by_metric(metric).to_dict("records"):
         row = {k: own[k] for k in (CONDITION, "rank", "format", "seeds") if k in own}
-        row[f"mean {metric}"] = bounds_text(own[metric], own["low"], own["high"])
+        own_mean = Interval(own[metric], own["low"], own["high"], math.nan, own["seeds"])
+        row[f"mean {metric}"] = interval_text(own_mean)
         if rivals:
             condition = own.get(CONDITION, next(iter(compared.conditions)))
             row |= _against_first(rivals.get((condition, own["format"])))

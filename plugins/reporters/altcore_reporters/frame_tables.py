@@ -61,20 +61,15 @@ def cell(value: Any, column: str = "") -> str:
     return text(value)
 
 
-def bounds_text(mean: float, low: float, high: float, digits: int = 4) -> Markdown:
-    """Return a mean with its interval, or what is missing for one."""
-    if math.isnan(mean):
-        return Markdown(NOT_KNOWN)
-    if math.isinf(high):
-        return Markdown(f"{mean:.{digits}f} (one seed)")
-    return Markdown(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-
-
 def interval_text(found: Interval, digits: int = 4) -> Markdown:
-    """Return an interval in words."""
-    if math.isinf(found.high) and found.n > 1:
-        return Markdown(f"{found.mean:.{digits}f} (no spread over the seeds)")
-    return bounds_text(found.mean, found.low, found.high, digits)
+    """Return a mean with its interval, or what is missing for one."""
+    if math.isnan(found.mean):
+        return Markdown(NOT_KNOWN)
+    if math.isinf(found.high):
+        why = "no spread over the seeds" if found.n > 1 else "one seed"
+        return Markdown(f"{found.mean:.{digits}f} ({why})")
+    low, high = (f"{end:.{digits}f}" for end in (found.low, found.high))
+    return Markdown(f"{found.mean:.{digits}f} [{low}, {high}]")
 
 
 def p_text(p: float) -> str:

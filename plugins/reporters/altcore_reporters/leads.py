@@ -9,13 +9,13 @@ from collections.abc import Collection, Mapping
 
 from attrs import frozen
 
+from altcore.plugin import holm
 from altcore_reporters.intervals import (
     Interval,
     Values,
     common_seeds,
     comparable,
     difference,
-    holm,
     interval_of,
     is_one_run,
     seed_means,
@@ -134,10 +134,11 @@ def lead_of(
     if not means:
         return None
     best, *others = means
-    changes = [difference(values[best], values[name]) for name in others]
+    changes = {name: difference(values[best], values[name]) for name in others}
+    ps = holm({name: change.p for name, change in changes.items()})
     rivals = tuple(
-        Rival(name, change, p, is_ahead=change.mean * (1 if ascending else -1) < 0)
-        for name, change, p in zip(others, changes, holm([c.p for c in changes]), strict=True)
+        Rival(name, change, ps[name], is_ahead=change.mean * (1 if ascending else -1) < 0)
+        for name, change in changes.items()
     )
     keys = [values[name].keys() for name in means]
     return Lead(

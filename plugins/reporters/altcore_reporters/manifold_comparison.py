@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
+from altcore.plugin import holm
 from altcore_reporters.comparison import (
     CONDITION,
     FormatComparator,
@@ -32,7 +33,6 @@ from altcore_reporters.intervals import (
     Values,
     comparable,
     difference,
-    holm,
     interval_of,
     seed_means,
 )
@@ -172,8 +172,8 @@ def compare(df: pd.DataFrame) -> list[Comparison]:
                             lost_seeds(lacking.get(test, ()), b, a),
                         )
                     )
-        ps = holm([c.change.p for c in own])
-        found += [evolve(c, p=p) for c, p in zip(own, ps, strict=True)]
+        ps = holm({i: c.change.p for i, c in enumerate(own)})
+        found += [evolve(c, p=ps[i]) for i, c in enumerate(own)]
     return found
 
 

@@ -255,11 +255,11 @@ def test_results_have_the_columns_of_the_original(write):
 
 def test_formats_are_compared_within_a_condition_and_conditions_within_a_format(write):
     """The best of all is worse than nothing of its own condition."""
-    slow = runs({"A": (3.0, 3.5), "B": (3.2, 3.7001)}, condition="slow")
+    slow = runs({"A": (3.0, 3.501), "B": (3.2, 3.7011)}, condition="slow")
     fast = runs({"A": (2.0, 2.5), "B": (2.4, 2.2)}, condition="fast")
     text = write("format_comparison", pd.concat([slow, fast]), "A")
     assert "**Sweet spot: A (slow)**" in text
-    assert "- slow: A has the lowest mean final loss, 3.2500. It is distinguishable" in text
+    assert "- slow: A has the lowest mean final loss, 3.2505. It is distinguishable" in text
     assert "- fast: A has the lowest mean final loss, 2.2500. It is not distinguishable" in text
     rows = rows_of(section(text, "The same format under several conditions"))[1:]
     assert [r[:3] for r in rows] == [["A", "fast", "slow"], ["B", "fast", "slow"]]

@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from altcore_reporters.intervals import difference, holm, interval_of
+from altcore_reporters.intervals import difference, interval_of
 from altcore_reporters.leads import lead_of
 
 INFINITE = (-math.inf, math.inf)
@@ -113,8 +113,26 @@ def test_seeds_that_are_one_run_tell_no_difference():
     lead = lead_of({"A": {1: [1.0], 2: [1.0]}, "B": {1: [2.0], 2: [2.0]}}, {})
     assert lead.repeated == ("A", "B")
     assert not lead.is_clear
-    # Different seeds with a constant difference are no such thing.
-    assert difference({1: [1.0], 2: [2.0]}, {1: [2.0], 2: [3.0]}).p == 0.0
+
+
+@pytest.mark.parametrize("rest", [0.0, 1e-12], ids=["exactly", "but for a rounding error"])
+def test_a_difference_that_all_seeds_share_is_no_certainty(rest):
+    """Two seeds of a coarse metric: no spread to go by, as in a study."""
+    first, second = {1: [2.0], 2: [3.0]}, {1: [2.25], 2: [3.25 + rest]}
+    found = difference(first, second)
+    assert (found.mean, found.n) == (pytest.approx(0.25), 2)
+    assert (found.low, found.high) == INFINITE
+    assert math.isnan(found.p)
+    assert not lead_of({"A": first, "B": second}, {}).is_clear
+
+
+def test_huge_values_tell_no_difference():
+    """Their squares are more than a float holds."""
+    for seeds in ((1, 2), (3, 4)):
+        second = dict(zip(seeds, ([1e200], [3e200, 1e308, 1e308]), strict=True))
+        found = difference({1: [1.0], 2: [2.0]}, second)
+        assert (found.low, found.high) == INFINITE
+        assert math.isnan(found.p)
 
 
 def test_scaling_turns_an_interval_around():
@@ -123,11 +141,3 @@ def test_scaling_turns_an_interval_around():
     turned = found.scaled(-10)
     assert (turned.mean, turned.low, turned.high) == (-20.0, -10 * found.high, -10 * found.low)
     assert str(interval_of([0.0, 0.0]).scaled(-1).mean) == "0.0"
-
-
-def test_holm_leaves_out_what_is_not_known():
-    """By hand: 3 × 0.01, 2 × 0.03, and no less for the last."""
-    corrected = holm([0.04, math.nan, 0.01, 0.03])
-    assert corrected[0] == corrected[3] == pytest.approx(0.06)
-    assert corrected[2] == pytest.approx(0.03)
-    assert math.isnan(corrected[1])

@@ -65,7 +65,8 @@ class Tags(HTMLParser):
 def many():
     """A page on five formats with three seeds each, one of which never learns."""
     lows = {"E4M3": 2.0, "E5M2": 2.2, "E3M4": 2.4, "INT8": 2.6, "E7M0": 4.0}
-    return html_of([run(f, s, low=low + s / 1000) for f, low in lows.items() for s in (1, 2, 3)])
+    seeds = (1, 2, 3)
+    return html_of([run(f, s, low=low + s * low / 2000) for f, low in lows.items() for s in seeds])
 
 
 # What it says -------------------------------------------------------------------------------------
