@@ -98,6 +98,7 @@ if TYPE_CHECKING:
         MOVES,
         AttentionCall,
         WeightGrid,
+        output_head,
     )
     from altcore.recipes import (
         Cast,
@@ -205,6 +206,7 @@ _HOME = {
     "moments_without_zeros": "altcore.engine",
     "nan_where_not_finite": "altcore.engine",
     "on_grid": "altcore.engine",
+    "output_head": "altcore.quantization",
     "quantized_weights": "altcore.engine",
     # Judging: trends of the loss, and stall
     "StallWindow": "altcore.engine",
@@ -328,6 +330,7 @@ __all__ = [
     "ordinal",
     "other_code",
     "other_data",
+    "output_head",
     "printable",
     "problems_of",
     "quantized_weights",

@@ -7,7 +7,7 @@ from altcore.quantization.again import Again
 from altcore.quantization.attention import AttentionCall
 from altcore.quantization.coded_weights import CodedWeight, weight_codes
 from altcore.quantization.context import this_rank
-from altcore.quantization.discovery import find_layers, matrices, tied_matrices
+from altcore.quantization.discovery import find_layers, matrices, output_head, tied_matrices
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
 from altcore.quantization.quantization import Quantization, is_quantized
 from altcore.quantization.quantizer import random_key
@@ -33,6 +33,7 @@ __all__ = [
     "find_layers",
     "is_quantized",
     "matrices",
+    "output_head",
     "quantize_model",
     "random_key",
     "roundable_state",

@@ -202,6 +202,19 @@ def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
     return [_wrapper(modules, linears[-1])] if len(linears) > 1 else []
 
 
+def output_head(model: nn.Module) -> nn.Module | None:
+    """Return what the model calls its output embeddings, else its last linear layer, if it has one.
+
+    Unlike `find_heads`, which says what a recipe leaves alone, it takes a single linear layer, and
+    no wrapper of one.
+    """
+    getter = getattr(model, "get_output_embeddings", None)
+    if callable(getter) and isinstance(found := getter(), nn.Module):
+        return found
+    linears = [m for m in model.modules() if layer_kind(m) == "linear"]
+    return linears[-1] if linears else None
+
+
 def _wrapper(modules: dict[str, nn.Module], name: str) -> nn.Module:
     """The outermost module around a layer that wraps it, as adapters do; else the layer."""
     parts = name.split(".")

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 
 import altcore
 from altcore import BadInput, quantize_model
-from altcore.quantization.discovery import find_heads, find_layers
+from altcore.quantization.discovery import find_heads, find_layers, output_head
 
 
 def test_a_layer_parametrized_afterwards_is_named():
@@ -62,6 +62,19 @@ class Wrapper(nn.Module):
     def __init__(self):
         super().__init__()
         self.base_layer, self.lora = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+def test_the_head_of_plugins_is_found():
+    """By what the model says, else the last linear layer, Conv1D among them."""
+    transformers = pytest.importorskip("transformers")
+    model = nn.Sequential(nn.Linear(2, 2), transformers.pytorch_utils.Conv1D(2, 2), nn.ReLU())
+    assert output_head(model) is model[1]
+    model.get_output_embeddings = lambda: model[0]
+    assert output_head(model) is model[0]
+    model.get_output_embeddings = lambda: None
+    assert output_head(model) is model[1]
+    assert output_head(nn.Sequential(nn.Linear(2, 2))) is not None
+    assert output_head(nn.Sequential(nn.ReLU())) is None
 
 
 def test_the_head_is_found():

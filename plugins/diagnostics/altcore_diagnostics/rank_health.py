@@ -11,7 +11,7 @@ import torch
 from attrs.validators import and_, ge, gt, lt
 from torch import Tensor, nn
 
-from altcore.plugin import hookimpl, setting
+from altcore.plugin import hookimpl, output_head, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -178,12 +178,3 @@ def critical_layers(model: nn.Module, projections: Sequence[str]) -> set[str]:
         named = blocks[-1].named_modules()
         chosen += [m for n, m in named if any(fnmatchcase(n, p) for p in projections)]
     return {names[id(p)] for m in chosen for p in m.parameters(recurse=False) if p.dim() >= 2}
-
-
-def output_head(model: nn.Module) -> nn.Module | None:
-    """Return what the model calls its output embeddings, else its last Linear."""
-    named = getattr(model, "get_output_embeddings", None)
-    if callable(named) and isinstance(found := named(), nn.Module):
-        return found
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    return linears[-1] if linears else None

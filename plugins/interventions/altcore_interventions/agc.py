@@ -10,7 +10,7 @@ import torch
 from attrs.validators import gt
 from torch import Tensor, nn
 
-from altcore.plugin import hookimpl, setting
+from altcore.plugin import hookimpl, output_head, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run
@@ -29,9 +29,9 @@ class Agc:
 
     with Frobenius norms. A unit is an output of a layer: a row of a Linear's weight (a column of
     transformers' Conv1D, which is stored the other way round), a filter of a convolution, a row
-    of an embedding; a tensor of fewer than two dimensions is one unit. The output head is left
-    alone, as the paper advises, and so is what ``skip`` names. A gradient that is not finite stays
-    as it is, for the engine to see.
+    of an embedding; a tensor of fewer than two dimensions is one unit. The output head, with a
+    weight that it shares, is left alone, as the paper advises, and so is what ``skip`` names. A
+    gradient that is not finite stays as it is, for the engine to see.
 
     Under an optimizer that divides by the gradient's size (AdamW) it bounds what one step leaves
     in the moments, no more.
@@ -49,7 +49,8 @@ class Agc:
     @torch.no_grad()
     def pre_step(self, run: Run) -> None:
         """Clip in place, on the device."""
-        own = {id(p) for p in head_parameters(run.model)}
+        head = output_head(run.model)
+        own = {id(p) for p in head.parameters()} if head is not None else set()
         transposed = transposed_weights(run.model)
         for name, parameter in run.model.named_parameters():
             gradient = parameter.grad
@@ -83,16 +84,3 @@ def is_transposed(module: nn.Module) -> bool:
     """Whether this is the linear layer of the transformers library that is called Conv1D."""
     cls = type(module)
     return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
-
-
-def head_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of the output head: what the model calls so, else its last Linear.
-
-    A weight that the head shares with an embedding is the head's.
-    """
-    named = getattr(model, "get_output_embeddings", None)
-    head = named() if callable(named) else None
-    if not isinstance(head, nn.Module):
-        linears = [m for m in model.modules() if isinstance(m, nn.Linear) or is_transposed(m)]
-        head = linears[-1] if linears else None
-    return list(head.parameters()) if head is not None else []

@@ -190,7 +190,10 @@ def test_which_layers_are_output_critical(start):
     expected = {"transformer.wte", f"{last}.attn.c_proj", f"{last}.mlp.c_proj"}
     assert critical_layers(model, patterns) == expected <= set(matrices(model))
     assert critical_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), patterns) == {"0"}
+    transformers = pytest.importorskip("transformers")
     assert critical_layers(nn.Sequential(nn.Conv1d(2, 2, 1)), patterns) == set()
+    transposed = transformers.pytorch_utils.Conv1D(2, 2)
+    assert critical_layers(nn.Sequential(nn.Linear(2, 2), transposed), patterns) == {"1"}
 
 
 def test_a_model_without_a_matrix_has_no_measure():
