@@ -201,9 +201,9 @@ class ForwardPass:
             layer, own = self.layer, "weight"
         key = id(layer), own, lineage.relation != "computed"
         if key not in self.products:
-            if key[2]:
-                layer.put_on_grid(own)  # the forward may have put another one there
-            product = self.products[key] = layer.product(own, is_stored=key[2])
+            # The forward may have put another one there.
+            scale = layer.put_on_grid(own) if key[2] else None
+            product = self.products[key] = layer.product(own, scale)
             if product is not None:
                 product.weights = {}
         return self.products[key]

@@ -120,17 +120,21 @@ class QuantizedLayer:
         """Return where an operand of the products by the parameter ``own`` is quantized."""
         return Site.of(self.name, self.kind, operand, own)
 
-    def put_on_grid(self, own: str, *, is_told: bool = True) -> None:
-        """Round a stored weight again that the module's own forward changed before its use."""
-        stored, weight = self.stored.get(own), self.module._parameters.get(own)
-        if stored is not None and weight is not None:
-            stored.on_grid(weight, is_told=is_told)
+    def put_on_grid(self, own: str, *, is_told: bool = True) -> Tensor | None:
+        """Round a stored weight again that the module's own forward changed before its use.
 
-    def product(self, own: str, *, is_stored: bool = False) -> WeightProducts | None:
+        Returns the scale of its grid; None if the weight is not stored.
+        """
+        stored, weight = self.stored.get(own), self.module._parameters.get(own)
+        if stored is None or weight is None:
+            return None
+        return stored.on_grid(weight, is_told=is_told)[1]
+
+    def product(self, own: str, stored_scale: Tensor | None = None) -> WeightProducts | None:
         """Return the products by the parameter ``own``; None if no operand of them is cast."""
         if not any(self.casts[o] for o in PRODUCT_OPERANDS):
             return None
-        return WeightProducts(self, own, is_stored and own in self.stored)
+        return WeightProducts(self, own, stored_scale)
 
     def lookup(self, own: str, weight: Tensor) -> Tensor:
         """Return a weight as it is looked up or added: on its grid, if the recipe says so."""
@@ -210,8 +214,8 @@ class WeightProducts:
     layer: QuantizedLayer
     parameter: str
     """The parameter's name in its module."""
-    is_stored: bool = False
-    """Whether the weight is a stored one, or a part of it: on a grid already."""
+    stored_scale: Tensor | None = None
+    """The grid's, if the weight is a stored one, or a part of it; None for one on no grid."""
     weights: dict[tuple[str, int, int, int | None], tuple[Tensor, Operand]] | None = None
     """Weight operands made in a forward that may use them again: by name, and by identity, place
     and version of the weight, which the forward may change in between."""
@@ -245,9 +249,10 @@ class WeightProducts:
 
     def _operand(self, name: str, x: Tensor, training: bool, axes: tuple[Axes, Axes]) -> Operand:
         layer, is_weight = self.layer, name.startswith("weight@")
-        if is_weight and self.is_stored and (stored := layer.stored_format(name, self.parameter)):
+        stored = layer.stored_format(name, self.parameter) if is_weight else None
+        if stored is not None and self.stored_scale is not None:
             layer.note(name, self.parameter, x)
-            return self._stored_operand(x.detach(), stored)
+            return self._stored_operand(x.detach(), stored, self.stored_scale)
         quantizer = layer.quantizers.get(layer.site(name, self.parameter))
         if quantizer is None:
             return Operand(x.detach())
@@ -268,11 +273,10 @@ class WeightProducts:
             self.weights[key] = x, operand
         return operand
 
-    def _stored_operand(self, x: Tensor, fmt: AnyFormat) -> Operand:
+    def _stored_operand(self, x: Tensor, fmt: AnyFormat, scale: Tensor) -> Operand:
         """Return a stored weight as it is; for FP8 units, which take codes, without its scale."""
         if self.compute != "exact-float8" or float8_dtype(fmt) is None:
             return Operand(x, format=fmt)
-        scale = self.layer.stored[self.parameter].seen_scale
         return Operand(x * (1 / scale), scale, fmt)
 
     def count(self, product: str, a: Operand, b: Operand, flops: int) -> None:

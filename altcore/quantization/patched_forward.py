@@ -137,7 +137,7 @@ def check_weights(layer: QuantizedLayer) -> None:
             check_whole(layer.name, layer.module, own, "stored_weight")
         if weight is None or (layer.is_direct and own == "weight"):
             continue
-        if stored.on_grid(weight) is not weight:
+        if stored.on_grid(weight)[0] is not weight:
             raise BadInput(
                 f"{called(layer.name)}: {own} is stored on a grid, and a tensor was put in its "
                 "place that is on none (torch.func.functional_call?): round it, or use q.off()"
@@ -150,7 +150,7 @@ def multiply_or_convolve(layer: QuantizedLayer, input: Tensor) -> Tensor:
     weight, products = module.weight, WeightProducts(layer, "weight")
     stored = layer.stored.get("weight")
     if stored is not None and "weight" in module._parameters:
-        weight, products.is_stored = stored.on_grid(weight), True
+        weight, products.stored_scale = stored.on_grid(weight)
     if layer.kind == "linear":
         weight = weight.t() if has_transposed_weight(module) else weight
         return multiply(products, input, weight, module.bias)

@@ -56,8 +56,6 @@ class StoredWeight:
     """Of the parameter then."""
     scale: Tensor = field(init=False)
     """The current scale, float32, 0-dim."""
-    seen_scale: Tensor = field(init=False)
-    """The scale at which products see it: another one's, if another weight is in its place."""
     scale_before: Tensor = field(init=False)
     """The previous step's scale. Codes before and after the update are compared at this scale."""
     before: Tensor = field(init=False)
@@ -71,7 +69,7 @@ class StoredWeight:
         self.parameter = self.slot.parameter
         w = self.parameter.detach()
         scale, on_grid = self._fit(w)
-        self.scale = self.scale_before = self.seen_scale = scale
+        self.scale = self.scale_before = scale
         self.error = (on_grid - w).norm() / w.norm().clamp(min=1e-30)
         self._put(on_grid)
 
@@ -89,26 +87,26 @@ class StoredWeight:
             return False
         return not weight.is_cpu or torch.equal(weight.detach(), self.before)
 
-    def on_grid(self, weight: Tensor, *, is_told: bool = True) -> Tensor:
-        """Return a layer's weight on the grid: itself, rounded again if somebody changed it.
+    def on_grid(self, weight: Tensor, *, is_told: bool = True) -> tuple[Tensor, Tensor]:
+        """Return a layer's weight on the grid, itself or rounded again, and the grid's scale.
 
         A parameter is rounded in place. Another tensor in its place (`torch.func.functional_call`
         puts it there) stays as it is; the returned one passes its gradient on.
         """
         if self.is_current(weight):
-            self.seen_scale = self.scale
-            return weight
+            return weight, self.scale
         scale, on_grid = self.as_seen(weight)
-        self.seen_scale = scale
         is_same = bool(((on_grid == weight) | weight.isnan()).all())  # NaN stays NaN
         if not isinstance(weight, nn.Parameter):
-            return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
+            if not is_same:
+                weight = StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
+            return weight, scale
         # One that is not finite has lost its scale, and nobody changed it.
         if is_told and not is_same and bool(weight.isfinite().all()):
             _warn_of_change(self)
         self.parameter, self.scale, self.scale_before = weight, scale, scale
         self._put(on_grid)
-        return weight
+        return weight, scale
 
     @torch.no_grad()
     def as_seen(self, weight: Tensor) -> tuple[Tensor, Tensor]:
