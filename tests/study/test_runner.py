@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from attrs import define
@@ -255,20 +254,24 @@ def test_checkpoints_take_a_hundredth_of_a_run():
 
 @pytest.mark.slow
 def test_two_processes_give_the_answer_of_one(capsys, corpus, tmp_path, monkeypatch):
-    """With --executor local:2, which a study may also go on with."""
-    monkeypatch.chdir(tmp_path)
+    """With --executor local:2, which a study may also go on with.
+
+    An answer holds its study's name: the studies have the same one, in two folders.
+    """
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     tiny = ["gpt.size=tiny", "gpt.n_layer=1", "gpt.block_size=16", "eval_steps=1"]
     sets = [part for key in (*tiny, f"gpt.data={corpus}") for part in ("--set", key)]
     given = ["explain", "--format", "E2M1", "--recipe", "master", "--steps", "5", "--seeds", "2"]
-    found = []
-    for name, executor in (("one", "local"), ("two", "local:2")):
-        outcome = call(capsys, *given, *sets, "--name", name, "--executor", executor)
+    one, two = (tmp_path / name / "studies" / "mine" for name in ("one", "two"))
+    for study, executor in ((one, "local"), (two, "local:2")):
+        (place := study.parents[1]).mkdir()
+        monkeypatch.chdir(place)
+        outcome = call(capsys, *given, *sets, "--name", "mine", "--executor", executor)
         assert outcome.code == 0, outcome.err
-        found.append(json.loads(Path("studies", name, "explain.json").read_text()))
+    found = [json.loads((study / "explain.json").read_text()) for study in (one, two)]
     assert found[0] == found[1]
-    assert {p.name[-6:] for p in Path("studies/two/workers").iterdir()} == {"-0.log", "-1.log"}
+    assert {p.name[-6:] for p in (two / "workers").iterdir()} == {"-0.log", "-1.log"}
     # Both workers stay for all batches.
-    leases = [json.loads(p.read_text()) for p in Path("studies/two").glob("jobs/*/attempts/*/l*")]
+    leases = [json.loads(p.read_text()) for p in two.glob("jobs/*/attempts/*/l*")]
     assert len({lease["process"]["pid"] for lease in leases}) == 2
-    assert not Path("studies/one/workers").exists()
+    assert not (one / "workers").exists()
