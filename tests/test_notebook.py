@@ -27,9 +27,10 @@ def shown_by(cell):
 
 def kind_of(cell):
     """Return the kind of what the last line of a cell has to show."""
-    if cell.source.startswith(("plot.", "Markdown(")):
-        return "image/png" if cell.source.startswith("plot.") else "text/markdown"
-    return "image/png" if cell.source.endswith("plt.show()") else "text/html"
+    if cell.source.startswith("plot.") or cell.source.endswith("plt.show()"):
+        return "image/png"
+    is_markdown = cell.source.startswith("Markdown(") or cell.source.endswith("\nanswer")
+    return "text/markdown" if is_markdown else "text/html"
 
 
 def check(notebook):
@@ -61,8 +62,9 @@ def test_the_notebook_was_run_and_shows_everything():
     drawn = set(re.findall(r"plot\.(\w+)\(", text))
     assert drawn == {"curves", "heat_maps", "values"}
     assert all(callable(getattr(plot, name)) for name in drawn)
-    told = told_by(notebook, "text/html")
-    assert all(words in told for words in ("<strong>e4m3-pure</strong>", "best_loss", "Comparison"))
+    told, answered = (told_by(notebook, kind) for kind in ("text/html", "text/markdown"))
+    assert all(words in told for words in ("<strong>e4m3-pure</strong>", "best_loss"))
+    assert answered.startswith("# Comparison\n")
 
 
 def check_study(notebook):
