@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from attrs import define, field
@@ -12,7 +13,6 @@ from altcore.formats import AnyFormat, BlockFormat
 from altcore.numerics import (
     UNMETERED,
     Meters,
-    RoundedBlocks,
     amax,
     fake_blocks,
     fake_round,
@@ -30,7 +30,10 @@ from altcore.quantization.context import Context
 from altcore.quantization.flops import uncounted
 from altcore.quantization.rules import rule_of
 from altcore.quantization.site import Site
-from altcore.recipes import Cast
+from altcore.recipes import LOOKUP, Cast
+
+SEEN_WEIGHTS = ("weight@fwd", LOOKUP)
+"""The operands as which a weight is first seen on a grid."""
 
 Axes = tuple[int, ...]
 """The axes along which a product sums; a block format's blocks lie along the first."""
@@ -78,14 +81,22 @@ class Quantizer:
     history: Tensor | None = None
     """The last amax values of delayed scaling, float32 (`Scaling.history`,), newest first; zeros
     before the first ones. None for other scalings."""
-    last_scale: Tensor | None = None
-    """The scale of the last training forward, which broadcasts to the tensor: 0-dim, or, for
-    channels, with 1 on the axes that the product sums over. None for 1 and before the first one."""
+    kept_scale: Tensor | Callable[[], Tensor] | None = None
+    """What `last_scale` returns, or what makes it: that of blocks is seldom asked for."""
     last_key: int | None = None
     """The key of that forward's random bits."""
     calls: int = 0
     """In this step, in training."""
     last_step: int = -1
+
+    @property
+    def last_scale(self) -> Tensor | None:
+        """The scale of the last training forward, which broadcasts to the tensor.
+
+        0-dim, or, for channels, with 1 on the axes that the product sums over. None for 1, before
+        the first one, and for blocks of what is no weight.
+        """
+        return self.kept_scale() if callable(self.kept_scale) else self.kept_scale
 
     def scales(
         self, x: Tensor, training: bool, axes: Axes | None = None
@@ -113,7 +124,7 @@ class Quantizer:
             meets=1.0 if scaling.kind == "rms" else None,
         )
         if training:
-            self.last_scale = s
+            self.kept_scale = s
         return s, r
 
     @property
@@ -204,6 +215,9 @@ class Quantizer:
         def back(t: Tensor) -> Tensor:
             return t.movedim(last, axes) if is_turned else t
 
+        if training and self.site.operand in SEEN_WEIGHTS:
+            scales = made.scales, made.scale, x.shape, blocks, axis
+            self.kept_scale = lambda: back(_block_scale(*scales))
         operand = Operand(back(made.values), made.scale, blocks)
         if not (wants_rounded or cast.straight_through == "clipped"):
             return operand, None
@@ -212,8 +226,6 @@ class Quantizer:
             operand.clipped = back(self._clipped(x, r))
         if not wants_rounded:
             return operand, None
-        if training:
-            self.last_scale = back(_block_scale(made, x.shape, blocks, axis))
         rounded = round_to_grid(x, cast.element, rule, r=r, key=key)
         return operand, RoundedTensor(back(rounded), back(r))
 
@@ -257,7 +269,7 @@ class Quantizer:
                 dtype=dtype,
             )
             if training:
-                self.last_scale = made[1]
+                self.kept_scale = made[1]
             return made
         s, r = self.scales(x, training, axes)
         if fake:
@@ -286,10 +298,12 @@ class Quantizer:
         return random_key(clock.seed, clock.step, call, name)
 
 
-def _block_scale(made: RoundedBlocks, shape: torch.Size, fmt: BlockFormat, axis: int) -> Tensor:
-    """The scale of every element, of ``shape``."""
-    scale = spread(made.scales, shape, fmt, axis)
-    return scale if made.scale is None else scale * made.scale
+def _block_scale(
+    scales: Tensor, whole: Tensor | None, shape: torch.Size, fmt: BlockFormat, axis: int
+) -> Tensor:
+    """The scale of every element, of ``shape``, by those of the blocks and of the whole tensor."""
+    scale = spread(scales, shape, fmt, axis)
+    return scale if whole is None else scale * whole
 
 
 def random_key(seed: int, step: int, micro: int, name: str) -> int:

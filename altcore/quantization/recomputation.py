@@ -8,7 +8,7 @@ were, and nothing is counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from attrs import frozen
@@ -27,17 +27,17 @@ class _State:
     last_step: int
     calls: int
     history: Tensor | None
-    last_scale: Tensor | None
+    kept_scale: Tensor | Callable[[], Tensor] | None
     last_key: int | None
 
     @classmethod
     def of(cls, q: Quantizer) -> _State:
-        return cls(q, q.last_step, q.calls, q.history, q.last_scale, q.last_key)
+        return cls(q, q.last_step, q.calls, q.history, q.kept_scale, q.last_key)
 
     def restore(self) -> None:
         q = self.quantizer
         q.last_step, q.calls, q.history = self.last_step, self.calls, self.history
-        q.last_scale, q.last_key = self.last_scale, self.last_key
+        q.kept_scale, q.last_key = self.kept_scale, self.last_key
 
 
 def recomputation(

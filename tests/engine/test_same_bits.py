@@ -125,3 +125,18 @@ def test_a_variant_has_the_same_bits(start, plain, shelf, case, monkeypatch):
     found, expected = losses(run.run_directory), losses(plain(which))
     assert found == {step: expected[step] for step in found}
     assert len(found) > 1
+
+
+@pytest.mark.parametrize("optimizer", ["grid", "manifold-adamw"])
+@pytest.mark.parametrize("recipe", ["mxfp8", "nvfp4"])
+def test_optimizers_that_go_by_grids_of_blocks_have_the_same_bits(
+    start, shelf, optimizer, recipe, monkeypatch
+):
+    """A grid is that of the last forward pass, whether anybody looks at it or not."""
+    keys = {"recipe": recipe, "optimizer": optimizer, "learning_rate": 0.01}
+    hashes = set()
+    for number, variant in enumerate(({}, {"log_interval": 1}, "ulp-stats", "resumed after 3")):
+        name = f"{optimizer}-{recipe}-{number}"
+        run = varied(start, shelf, name, {**keys, "log_interval": 4}, variant, monkeypatch)
+        hashes.add(weights_sha256(run.run_directory))
+    assert len(hashes) == 1
