@@ -48,10 +48,14 @@ class Sgd:
     ) -> torch.optim.Optimizer:
         """Return ``torch.optim.SGD``, in the groups of `decay_groups`; ``grid_of`` is not used."""
         groups = decay_groups(named_parameters, self, "sgd")
+        # PyTorch's fused kernel for CPUs leaves most 16-bit parameters as they are (2.12 and 2.13).
+        is_narrow = any(
+            p.is_cpu and p.element_size() < 4 for group in groups for p in group["params"]
+        )
         return torch.optim.SGD(
             groups,
             lr=0.0,
             momentum=self.momentum,
             nesterov=self.nesterov,
-            fused=can_fuse(groups),
+            fused=can_fuse(groups) and not is_narrow,
         )

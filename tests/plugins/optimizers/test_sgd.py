@@ -36,6 +36,20 @@ def test_follows_its_formula_step_by_step(shape, momentum, nesterov):
     check_follows(build, shape, settings, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moves_every_weight_of_16_bits(dtype):
+    """PyTorch's fused kernel for CPUs leaves out whole vectors of them."""
+    weight = nn.Parameter(torch.ones(64, 64, dtype=dtype))
+    optimizer = build([("w", weight)], momentum=0.9, weight_decay=0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.125
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    expected = torch.tensor(1 - 0.125 - 0.125 * 1.9, dtype=torch.float32)
+    assert torch.allclose(weight.float(), expected, atol=0.01)
+
+
 def test_is_that_of_torch():
     """The class itself, with no learning rate of its own."""
     optimizer = build([("w", nn.Parameter(torch.ones(2, 2)))])
