@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from operator import is_
@@ -11,6 +12,16 @@ from attrs import define, field
 from torch import Tensor, nn
 
 from altcore.errors import AltcoreError
+
+HALF = frozenset({torch.float16, torch.bfloat16})
+
+
+def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norms of tensors, (n,), those of 16-bit ones in float32, which holds them."""
+    types, dtype = {t.dtype for t in tensors}, None
+    if types & HALF and not any(t.is_complex for t in types):
+        dtype = functools.reduce(torch.promote_types, types, torch.float32)
+    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype))
 
 
 @define(eq=False)
@@ -64,12 +75,12 @@ class GradientNorms:
 
     def norm(self) -> Tensor:
         """Return the L2 norm of all gradients, 0-dim."""
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.present())))
+        return torch.linalg.vector_norm(norms_of(self.present()))
 
     def measure(self) -> Tensor:
         """Return the L2 norm of all gradients, 0-dim, and count the dead ones."""
         reached = self._reached()
-        norms = torch.stack(torch._foreach_norm([p.grad for p in reached if p.grad is not None]))
+        norms = norms_of([p.grad for p in reached if p.grad is not None])
         # A parameter without any gradient counts as dead: nothing reaches it.
         if len(reached) == len(self.parameters) and all(map(is_, reached, self.parameters)):
             all_norms = norms

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from altcore.engine.buffers import Buffers
 from altcore.engine.finite import first_nonfinite
+from altcore.engine.gradients import norms_of
 from altcore.errors import AltcoreError
 from altcore.hooks import NonFinite
 from altcore.recipes import some
@@ -61,10 +62,8 @@ class WeightCheck:
     def norm(self) -> Tensor:
         """Return the L2 norm of all watched parameters and buffers, 0-dim."""
         with torch.no_grad():
-            norms = torch._foreach_norm([p for p in self.every if self._is_watched(p)])
-        if buffers := [b for _, b in self._buffers()]:
-            norms = (*norms, *torch._foreach_norm(buffers))
-        return torch.linalg.vector_norm(torch.stack(norms))
+            watched = [p for p in self.every if self._is_watched(p)]
+            return torch.linalg.vector_norm(norms_of([*watched, *(b for _, b in self._buffers())]))
 
     def _is_watched(self, p: Tensor) -> bool:
         return p.requires_grad or id(p) in self.as_built  # also while one of those is frozen

@@ -14,3 +14,16 @@ def test_a_parameter_without_a_gradient_is_dead_in_any_dtype(dtype):
     norms = GradientNorms(model, 1e-8)
     assert norms.measure() == 5
     assert norms.dead_by_name() == {"0.weight": 1, "1.weight": 0}
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float16,), (torch.bfloat16, torch.float32)])
+def test_norms_of_16_bits_are_float32(dtypes):
+    """A finite gradient's may be above the largest float16."""
+    model = nn.ModuleList([nn.Linear(256, 256, bias=False).to(dtype) for dtype in dtypes])
+    for module in model:
+        module.weight.grad = torch.full_like(module.weight, 30000.0)
+    norms = GradientNorms(model, 1e-8)
+    squares = sum(m.weight.grad.double().square().sum() for m in model)
+    for norm in (norms.norm(), norms.measure()):
+        assert norm.dtype == torch.float32
+        assert float(norm) == pytest.approx(float(squares.sqrt()), rel=1e-4)
