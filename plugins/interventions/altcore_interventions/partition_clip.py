@@ -93,6 +93,8 @@ class PartitionClip:
     """Steps between calls: each in mode original."""
     flushed: dict[str, float] = field(init=False, factory=dict)
     """The last recorded shares, by operand/layer."""
+    since: int = field(init=False, default=0)
+    """The step of the last recipe or rollback: what was flushed before tells nothing now."""
 
     def __attrs_post_init__(self) -> None:
         for name in self.shares:
@@ -136,7 +138,14 @@ class PartitionClip:
         prefix = f"{self.name}/{MEASURE}"
         found = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
         # A line without any is another plugin's step.
-        self.flushed = found or self.flushed
+        if found and metrics["step"] > self.since:
+            self.flushed = found
+
+    @hookimpl
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Forget the shares of another recipe, and of steps that a rollback undid."""
+        if event["event"] in ("recipe", "rollback"):
+            self.flushed, self.since = {}, event["step"]
 
     @hookimpl
     @torch.no_grad()
@@ -198,11 +207,11 @@ class PartitionClip:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the shares that a proposal would rest on."""
-        return {"flushed": dict(self.flushed)}
+        return {"flushed": dict(self.flushed), "since": self.since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.flushed = dict(state["flushed"])
+        self.flushed, self.since = dict(state["flushed"]), state["since"]
 
 
 def takes_quantile(cast: Cast) -> bool:

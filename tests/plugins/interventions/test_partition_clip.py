@@ -269,6 +269,23 @@ def test_one_role_at_a_time_that_of_most_layers():
     assert action.scaling.kind == "channel"
 
 
+@pytest.mark.parametrize("event", ["recipe", "rollback"])
+def test_shares_of_another_recipe_or_of_undone_steps_tell_nothing(event):
+    """Nor does a line of such a step that comes later."""
+    bench = Scaled({"activation": "E0M7"})
+    line = {"partition-clip/flushed_activation@fwd/0": 0.9}
+    bench.plugin.on_record({"step": 5, **line})
+    bench.plugin.on_event({"event": event, "step": 7, "plugin": "another"})
+    assert bench.plugin.pre_step(bench.run) is None
+    again = build(PartitionClip, {}, "partition-clip")
+    again.load_state_dict(bench.plugin.state_dict())
+    bench.plugin = again
+    bench.plugin.on_record({"step": 7, **line})
+    assert bench.plugin.pre_step(bench.run) is None
+    bench.plugin.on_record({"step": 10, **line})
+    assert bench.plugin.pre_step(bench.run) is not None
+
+
 def test_thresholds_by_role_and_operand():
     """The narrower name wins."""
     shares = {"activation": 0.5, "gradient@wgrad": 0.9}
