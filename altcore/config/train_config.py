@@ -171,7 +171,7 @@ class TrainConfig:
         0.01, help="overflow rate above which the run warns", validator=_SHARE
     )
     dead_neuron_threshold: float = setting(
-        1e-8, help="a layer's gradient is dead when no element is larger", validator=ge(0)
+        1e-8, help="a layer's gradient is dead if its root mean square is smaller", validator=ge(0)
     )
     dead_neuron_window: int = setting(
         100,

@@ -60,7 +60,7 @@ class Agc:
             largest = unit_norms(parameter, of_input).clamp(min=self.eps) * self.clipping
             norms = unit_norms(gradient, of_input)
             factor = largest / norms.clamp(min=SMALLEST_NORM)
-            gradient.mul_(torch.where(norms > largest, factor, 1.0))
+            gradient.mul_(torch.where((norms > largest) & norms.isfinite(), factor, 1.0))
 
     def skips(self, name: str) -> bool:
         """Whether ``skip`` names the parameter."""

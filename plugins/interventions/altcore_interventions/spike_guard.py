@@ -33,7 +33,8 @@ class SpikeGuard:
     later; so nothing is skipped: the decision stays on the device too, as the zero that the
     gradients are replaced by. An optimizer with momentum still makes the move that it has in
     store, and weight decay decays. The moments see a gradient of zero, not the spike's. The run
-    tells of each spike by a warning, one step later, when the number has come to the host.
+    tells of a spike by a warning, two steps later, when the number has come to the plugin; of
+    those in its last two steps only ``spikes`` tells.
 
     Measures, each step (so that each is recorded): ``z``, the loss in standard deviations from
     that mean, in 1, NaN while there are too few; ``spikes``, how many there have been.
