@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 from weakref import WeakSet, finalize, ref
@@ -13,7 +14,10 @@ import torch
 from attrs import frozen
 from torch.amp import GradScaler
 from torch.nn.parameter import is_lazy
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from altcore.engine.fingerprints import Fingerprint, fingerprint, memory
 from altcore.engine.hidden_state import reached, tensors_in
@@ -33,6 +37,7 @@ KEEP = "name it in also"
 KEEP_OR_REMAKE = f"{KEEP}, or make a new manager if it took the place of the manager's"
 APART = "{} parameters that no module of the loop has: name both in also"
 """Of an optimizer that steps whenever the manager's does, as that of a discriminator."""
+HALF = "saved within a step of {}, or after one that an exception ended: it may be half of a step"
 STALE = "neither the weights nor the gradients of the manager's model changed since the last save"
 
 
@@ -55,7 +60,7 @@ class _Sight:
 class StepWatch:
     """Sees the steps of every optimizer, and weights that move without one.
 
-    Its hook goes with it, or when it is closed; the next question begins anew.
+    Its hooks go with it, or when it is closed; the next question begins anew.
     """
 
     def __init__(self, loop: OwnLoop) -> None:
@@ -68,8 +73,11 @@ class StepWatch:
     def begin(self, step: int | None = None) -> None:
         """Watch from now on; the state is that after ``step``, if it is known."""
         if self._hook is None:
-            hook = register_optimizer_step_post_hook(self._steps)
-            self._hook = finalize(self, hook.remove)
+            hooks = ExitStack()
+            hooks.callback(register_optimizer_step_pre_hook(self._steps.begin).remove)
+            hooks.callback(register_optimizer_step_post_hook(self._steps).remove)
+            self._hook = finalize(self, hooks.close)
+        self._steps.within.clear()
         self._step, self._before, self._is_stale = step, self._now(), False
 
     def _now(self) -> _Sight:
@@ -89,6 +97,12 @@ class StepWatch:
         self._step, self._before = state["step"], now
         self._warn_if_stale(step, is_same=before == now and _is_trained(loop))
         _kept.update(kept.optimizer for kept in loop.optimizers)
+        within = self._steps.within
+        if half := [kept.optimizer for kept in loop.optimizers if kept.optimizer in within]:
+            hint = "save between two steps: a signal's handler can ask the loop to; after an "
+            hint += "exception restore the checkpoint before"
+            names = some([type(optimizer).__name__ for optimizer in half])
+            log.warning(HALF.format(names), step=self._step, hint=hint)
         others = _not_kept(loop, state, self._steps.others(), KEEP_OR_REMAKE)
         others += _apart(loop, self._steps.in_turn())
         if not others and before.version != now.version and before.steps == now.steps:
@@ -106,7 +120,7 @@ class StepWatch:
         self._is_stale = is_stale
 
     def close(self) -> None:
-        """Remove the hook."""
+        """Remove the hooks."""
         if self._hook is not None:
             self._hook()
             self._hook = None
@@ -121,9 +135,16 @@ class _Steps:
         self._turns: dict[int, set[int]] = {}
         """The first counts of own steps after which each of the others made one."""
         self.scaler: Callable[[], GradScaler | None] = lambda: None
+        self.within: WeakSet[torch.optim.Optimizer] = WeakSet()
+        """Optimizers whose step began and did not end."""
+
+    def begin(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look at one before its step."""
+        self.within.add(optimizer)
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Look at one after its step."""
+        self.within.discard(optimizer)
         key = id(optimizer)
         if key == self.own:
             self.made += 1

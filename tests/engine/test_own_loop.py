@@ -602,6 +602,48 @@ def test_a_buffer_that_no_state_dict_has_is_not_nan(start, dtype, tmp_path):
     assert [log["first"] for log in logs if "first" in log] == ["buffer cache"] * (start == 0)
 
 
+class Interrupted(torch.optim.SGD):
+    """Calls something in the middle of its step."""
+
+    then = bool
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad, alpha=0.1)
+            Interrupted.then()
+
+
+@pytest.mark.parametrize("where", ["within", "after"])
+def test_half_a_step_is_told(where, tmp_path, monkeypatch):
+    """A handler of signals saves within a step, or somebody after an interrupted one."""
+    loop = Loop(Interrupted)
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    loop.train()
+    with capture_logs() as logs:
+        manager.save(1)
+    assert not logs
+
+    def interrupt():
+        if where == "within":
+            manager.save(2)
+        raise KeyboardInterrupt
+
+    with capture_logs() as logs:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Interrupted, "then", interrupt)
+            loop.train()
+        if where == "after":
+            manager.save(2)
+    told = [log["event"] for log in logs]
+    assert sum("saved within a step of Interrupted, or after one that" in x for x in told) == 1, told
+    with capture_logs() as logs:
+        manager.restore()
+        loop.train()
+        manager.save(3)
+    assert not any("within a step" in log["event"] for log in logs)
+
+
 def test_what_is_nan_before_training_may_stay_so(tmp_path):
     """Only a manager that was made before knows of it."""
     loop, other = Loop(), Tracked()
