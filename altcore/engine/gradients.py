@@ -67,6 +67,12 @@ class GradientNorms:
                 "no trained parameter has a gradient: the loss depends on none of them, or an "
                 "intervention took the gradients away"
             )
+        if sparse := [p for p in found if p.grad is not None and p.grad.layout != torch.strided]:
+            name = next(n for n, p in self.model.named_parameters() if p is sparse[0])
+            raise AltcoreError(
+                f"the gradient of {name} is sparse, and altcore trains on dense ones: build the "
+                "model with dense gradients, as nn.Embedding(..., sparse=False) has"
+            )
         return found
 
     def multiply(self, factor: Tensor | float) -> None:

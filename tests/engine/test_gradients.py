@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from altcore import AltcoreError
 from altcore.engine.gradients import GradientNorms
 
 
@@ -27,3 +28,10 @@ def test_norms_of_16_bits_are_float32(dtypes):
     for norm in (norms.norm(), norms.measure()):
         assert norm.dtype == torch.float32
         assert float(norm) == pytest.approx(float(squares.sqrt()), rel=1e-4)
+
+
+def test_a_sparse_gradient_is_named():
+    model = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 1))
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(AltcoreError, match=r"the gradient of 0.weight is sparse, .* sparse=False"):
+        GradientNorms(model, 1e-8).measure()
