@@ -68,7 +68,7 @@ def layer_evidence(run: Run) -> dict[str, Any]:
     gradients = {
         name: {
             "zero_share": float((p.grad == 0).double().mean()),
-            "norm": float(p.grad.norm()),
+            "norm": float(p.grad.double().norm()),
         }
         for name, p in run.model.named_parameters()
         if p.grad is not None

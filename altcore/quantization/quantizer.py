@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import Tensor
 
 from altcore.formats import AnyFormat, BlockFormat
@@ -30,10 +29,7 @@ from altcore.quantization.context import Context
 from altcore.quantization.flops import uncounted
 from altcore.quantization.rules import rule_of
 from altcore.quantization.site import Site
-from altcore.recipes import LOOKUP, Cast
-
-SEEN_WEIGHTS = ("weight@fwd", LOOKUP)
-"""The operands as which a weight is first seen on a grid."""
+from altcore.recipes import Cast
 
 Axes = tuple[int, ...]
 """The axes along which a product sums; a block format's blocks lie along the first."""
@@ -65,6 +61,27 @@ class RoundedTensor:
     """The tensor was multiplied by it before it was rounded; None for 1."""
 
 
+@frozen(eq=False)
+class BlockScales:
+    """The scales of a tensor's blocks; see `altcore.numerics.RoundedBlocks`."""
+
+    scales: Tensor
+    """Of the blocks, in their order."""
+    scale: Tensor | None
+    """Of the tensor itself."""
+    shape: torch.Size
+    format: BlockFormat
+    axis: int
+    places: tuple[int, int] | None
+    """Where the last two axes of ``shape`` are in the tensor, if elsewhere."""
+
+    def of_elements(self) -> Tensor:
+        """Return the scale of every element, of the tensor's shape."""
+        each = spread(self.scales, self.shape, self.format, self.axis)
+        each = each if self.scale is None else each * self.scale
+        return each if self.places is None else each.movedim((-2, -1), self.places)
+
+
 @define(eq=False)
 class Quantizer:
     """Quantizes one operand; scales stay on the device and move in training only."""
@@ -81,8 +98,8 @@ class Quantizer:
     history: Tensor | None = None
     """The last amax values of delayed scaling, float32 (`Scaling.history`,), newest first; zeros
     before the first ones. None for other scalings."""
-    kept_scale: Tensor | Callable[[], Tensor] | None = None
-    """What `last_scale` returns, or what makes it: that of blocks is seldom asked for."""
+    kept_scale: Tensor | BlockScales | None = None
+    """What `last_scale` is made of when it is asked for."""
     last_key: int | None = None
     """The key of that forward's random bits."""
     calls: int = 0
@@ -93,10 +110,11 @@ class Quantizer:
     def last_scale(self) -> Tensor | None:
         """The scale of the last training forward, which broadcasts to the tensor.
 
-        0-dim, or, for channels, with 1 on the axes that the product sums over. None for 1, before
-        the first one, and for blocks of what is no weight.
+        0-dim; for channels with 1 on the axes that the product sums over; for a weight in a block
+        format of its shape. None for 1, before the first one, and for samples in a block format.
         """
-        return self.kept_scale() if callable(self.kept_scale) else self.kept_scale
+        kept = self.kept_scale
+        return kept.of_elements() if isinstance(kept, BlockScales) else kept
 
     def scales(
         self, x: Tensor, training: bool, axes: Axes | None = None
@@ -215,9 +233,9 @@ class Quantizer:
         def back(t: Tensor) -> Tensor:
             return t.movedim(last, axes) if is_turned else t
 
-        if training and self.site.operand in SEEN_WEIGHTS:
-            scales = made.scales, made.scale, x.shape, blocks, axis
-            self.kept_scale = lambda: back(_block_scale(*scales))
+        if training and not self.site.is_of_samples:
+            places = axes if is_turned else None
+            self.kept_scale = BlockScales(made.scales, made.scale, x.shape, blocks, axis, places)
         operand = Operand(back(made.values), made.scale, blocks)
         if not (wants_rounded or cast.straight_through == "clipped"):
             return operand, None
@@ -296,14 +314,6 @@ class Quantizer:
         rank = 0 if self.site.operand.startswith("weight@") else clock.rank
         name = f"{self.site}/rank {rank}" if rank else str(self.site)
         return random_key(clock.seed, clock.step, call, name)
-
-
-def _block_scale(
-    scales: Tensor, whole: Tensor | None, shape: torch.Size, fmt: BlockFormat, axis: int
-) -> Tensor:
-    """The scale of every element, of ``shape``, by those of the blocks and of the whole tensor."""
-    scale = spread(scales, shape, fmt, axis)
-    return scale if whole is None else scale * whole
 
 
 def random_key(seed: int, step: int, micro: int, name: str) -> int:

@@ -8,7 +8,7 @@ were, and nothing is counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from attrs import frozen
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from altcore.quantization.again import Again
 from altcore.quantization.context import Context
-from altcore.quantization.quantizer import Quantizer
+from altcore.quantization.quantizer import BlockScales, Quantizer
 
 
 @frozen
@@ -27,7 +27,7 @@ class _State:
     last_step: int
     calls: int
     history: Tensor | None
-    kept_scale: Tensor | Callable[[], Tensor] | None
+    kept_scale: Tensor | BlockScales | None
     last_key: int | None
 
     @classmethod
