@@ -47,6 +47,8 @@ def adam_step(
     state["step"] += 1
     lr, (beta1, beta2) = group["lr"], group["betas"]
     first, second = state["exp_avg"], state["exp_avg_sq"]
+    if p.is_complex():  # two real numbers, each with moments of its own
+        p, gradient, first, second = map(torch.view_as_real, (p, gradient, first, second))
     p.mul_(1 - lr * group["weight_decay"])
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)

@@ -82,6 +82,16 @@ def test_without_a_grid_it_is_adamw_bit_for_bit(dtype, mode):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_complex_parameters_get_adamw_bit_for_bit():
+    """Real and imaginary parts have moments of their own."""
+    first, *steps = torch.randn(9, 16, 8, dtype=torch.complex64)
+    paths = []
+    for make in (lambda named: build(named, None), torch_adamw):
+        p = nn.Parameter(first.clone())
+        paths.append(train(make([("w", p)]), [p], [[g] for g in steps]))
+    assert all(torch.equal(x, y) for (x,), (y,) in zip(*paths, strict=True))
+
+
 @pytest.mark.parametrize("name", ["E0M7", "E1M6"])
 @pytest.mark.parametrize("scale", [None, 1.0, 2.0**-9, 0.123456789, 3.7e-5])
 def test_on_fixed_point_an_update_is_adamws_to_an_ulp(name, scale):
