@@ -66,7 +66,7 @@ class TrainConfig:
         False, help="scale by the amax over all processes: a message a tensor"
     )
     freeze: tuple[str, ...] = setting(
-        (), help="layers, by pattern, that keep their first weights", converter=tuple
+        (), help="layers, by pattern, whose matrices keep their first values", converter=tuple
     )
     compile: bool = setting(False, help="compile the model between its quantized layers")
     activation_checkpointing: bool = setting(

@@ -25,7 +25,11 @@ PIECE = 1 << 16  # characters that are encoded as one
 BATCH = 32  # pieces that are encoded at a time, on all cores
 MEMORY = 512  # bytes for a character of a batch; a token of each character takes 200
 BREAK = re.compile(r"\n(?=\S)")
-"""A text may be cut here: GPT-2's pretokenizer never joins a line's end with the next word."""
+"""A text may be cut here: GPT-2's pretokenizer never joins a line's end with the next word.
+
+Tokenizers that put a space before a text (Metaspace, ``add_prefix_space``) put one before each
+piece: a token more or less every `PIECE` characters.
+"""
 
 
 def encode(
