@@ -70,7 +70,8 @@ class StoredWeight:
         w = self.parameter.detach()
         scale, on_grid = self._fit(w)
         self.scale = self.scale_before = scale
-        self.error = (on_grid - w).norm() / w.norm().clamp(min=1e-30)
+        wide = torch.promote_types(w.dtype, torch.float32)  # 1e-30 is 0 in float16
+        self.error = (on_grid - w).to(wide).norm() / w.to(wide).norm().clamp(min=1e-30)
         self._put(on_grid)
 
     def _put(self, on_grid: Tensor) -> None:

@@ -504,3 +504,13 @@ def test_a_tied_weight_is_stored_once_whichever_layer_says_so(layer):
         model.embed.weight.data, get_format("E3M4"), float(q.stored["embed.weight"].scale)
     )
     assert q.grid_of(model.head.weight).is_stored
+
+
+@pytest.mark.parametrize("size", [0.0, 3000.0])
+def test_the_error_of_a_float16_weight_is_a_number(size):
+    """The norm of its square may be above the largest float16, or 0."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False)).half()
+    nn.init.constant_(model[0].weight, size)
+    with quantize_model(model, {"stored_weight": "E4M3"}, head=None) as q:
+        (kept,) = q.stored.values()
+    assert 0 <= float(kept.error) < 0.07
