@@ -33,7 +33,7 @@ def rounder_for(x: Tensor, fmt: Format, rule: Rule) -> TorchRounder:
     rule = full_rule(rule)
     check_rule(fmt, rule)
     check_floating(x)
-    return compiled_rounder(fmt, rule) if can_compile(x, rule) else TorchRounder(fmt, rule)
+    return compiled_rounder(fmt, rule) if can_compile(x, fmt, rule) else TorchRounder(fmt, rule)
 
 
 def block_rounder_for(x: Tensor, fmt: BlockFormat, rule: Rule) -> TorchBlockRounder:
@@ -46,6 +46,7 @@ def block_rounder_for(x: Tensor, fmt: BlockFormat, rule: Rule) -> TorchBlockRoun
     rule = full_rule(rule)
     check_block_rule(fmt, rule)
     check_floating(x)
-    element, compiles = fmt.element, can_compile(x, rule)
+    element = fmt.element
+    compiles = can_compile(x, element, rule)
     rounder = compiled_rounder(element, rule) if compiles else TorchRounder(element, rule)
     return TorchBlockRounder(fmt, rounder)

@@ -28,14 +28,19 @@ from altcore.numerics.hashing import key_tensor
 from altcore.numerics.kernels import switched_on
 from altcore.numerics.rules import Rule
 from altcore.numerics.torch_arithmetic import Key, Measured, TorchRounder, rounded
+from altcore.numerics.torch_rounding import goes_by_bits
 from altcore.numerics.tracing import by_identity, is_untraced
+
+LONG_TABLE = 2**12
+"""The most values of a table that are compiled: torch.compile traces each, for minutes if it has
+65,536. A search in a longer one takes torch's own operations."""
 
 _compiles = True
 """False once this process has found that nothing can be compiled."""
 
 
-def can_compile(x: Tensor, rule: Rule) -> bool:
-    """Whether ``x`` is on a GPU and may go through torch.compile.
+def can_compile(x: Tensor, fmt: Format, rule: Rule) -> bool:
+    """Whether ``x`` is on a GPU and may go through torch.compile to be rounded to ``fmt``.
 
     Overflows that raise are read from the device, and a CUDA graph that is being captured has no
     room for a compiler.
@@ -47,7 +52,13 @@ def can_compile(x: Tensor, rule: Rule) -> bool:
         and is_untraced(x)
         and switched_on()
         and not torch.cuda.is_current_stream_capturing()
+        and not has_long_table(fmt, rule)
     )
+
+
+def has_long_table(fmt: Format, rule: Rule) -> bool:
+    """Whether rounding searches more values than are compiled."""
+    return not goes_by_bits(fmt, rule) and len(fmt.values) > LONG_TABLE
 
 
 @by_identity

@@ -8,6 +8,8 @@ largest one, which then is the grid value.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
@@ -33,10 +35,15 @@ def round_unscaled(
     ``noise`` holds the 32 random bits of each element for stochastic rounding. NaN gives NaN.
     A zero has the sign of ``y``.
     """
-    # Geometric means have no bit pattern in common: log-nearest goes by thresholds.
-    if isinstance(fmt, FloatFormat) and rule.rounding != "log-nearest":
+    if goes_by_bits(fmt, rule):
         return round_float(y, float_constants(fmt, y.dtype), rule, noise)
     return round_table(y, fmt, rule, noise)
+
+
+def goes_by_bits(fmt: Format, rule: Rule) -> TypeGuard[FloatFormat]:
+    """Whether rounding needs no search among the format's values."""
+    # Geometric means have no bit pattern in common: log-nearest goes by thresholds.
+    return isinstance(fmt, FloatFormat) and rule.rounding != "log-nearest"
 
 
 def round_float(
@@ -128,10 +135,18 @@ def _carry(bits: Tensor, noise: Tensor, cut: int, settings: Stochastic) -> Tenso
     if cut <= count:
         more = (noise >> (32 - cut)) & ((1 << cut) - 1)
     else:
-        # Powers, since some versions of torch take the count for a symbol and cannot shift 1 by it.
-        drawn = (noise.to(bits.dtype) >> (32 - count)) & (2**count - 1)
+        drawn = _first_bits(noise.to(bits.dtype), count)
         more = (drawn << (cut - count)) + int(half_bit(settings) * 2 ** (cut - count))
     return (bits + more) & -(1 << cut)
+
+
+def _first_bits(noise: Tensor, count: int) -> Tensor:
+    """Return the first ``count`` of the 32 random bits, at most 31, as a whole number.
+
+    By no mask that depends on the count: some versions of torch.compile take that for a symbol,
+    and compute powers of two of a symbol in float64.
+    """
+    return ((noise >> 1) & 0x7FFFFFFF) >> (31 - count)
 
 
 def round_table(y: Tensor, fmt: Format, rule: Rule, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -148,7 +163,7 @@ def round_table(y: Tensor, fmt: Format, rule: Rule, noise: Tensor | None) -> tup
         distance, width = (y.double() - inner).abs(), (outer - inner).abs()
         # Compared with as many random bits, turned so that large ones round away.
         count = min(rule.stochastic.random_bits, TABLE_BITS)
-        drawn = ((~noise >> (32 - count)) & (2**count - 1)).double()
+        drawn = _first_bits(~noise, count).double()
         outside = distance * 2.0**count >= (drawn + 1 - half_bit(rule.stochastic)) * width
         # Position in the extended grid: the upper end if exactly one of the two holds.
         index = interval + (inner_above ^ outside).to(torch.int64)

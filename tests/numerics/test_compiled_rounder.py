@@ -25,6 +25,7 @@ from altcore.numerics import (
 )
 from altcore.numerics.compiled_rounder import CompiledRounder
 from altcore.numerics.torch_arithmetic import PART, TorchBlockRounder, TorchRounder
+from altcore.numerics.torch_rounding import _first_bits
 
 FORMATS = [E4M3, E5M2, E0M7, E7M0, BF16, FLAT, NF, WIDE]
 RULES = [
@@ -113,8 +114,9 @@ def test_same_bits_on_a_gpu(fmt, rule, dtype):
         pytest.skip("no such code")
     x = numbers(fmt, dtype, "cuda")
     rounder = backends.rounder_for(x, fmt, rule)
-    assert isinstance(rounder, CompiledRounder)
-    alike(rounder, TorchRounder(fmt, rule), x, "cuda")
+    assert isinstance(rounder, CompiledRounder) != compiled_rounder.has_long_table(fmt, rule)
+    if isinstance(rounder, CompiledRounder):
+        alike(rounder, TorchRounder(fmt, rule), x, "cuda")
     with path("torch"):
         wanted = round_to_grid(x.cpu(), fmt, rule, key=7)
     assert_same(round_to_grid(x, fmt, rule, key=7).cpu(), wanted)
@@ -335,9 +337,24 @@ def test_operations_take_over_where_compiling_again_fails(monkeypatch):
     assert list(rounder.codes.values()) == [None]
 
 
+def test_a_search_in_a_long_table_is_not_compiled():
+    """It would be traced for minutes, and not be faster."""
+    assert compiled_rounder.has_long_table(BF16, Rule("log-nearest"))
+    assert not compiled_rounder.has_long_table(BF16, NEAREST)
+    assert not compiled_rounder.has_long_table(NF, NEAREST)
+
+
+@pytest.mark.parametrize("count", [1, 7, 23, 31])
+def test_the_first_random_bits(count):
+    drawn = torch.tensor([0, 1, -1, 2**31 - 1, -(2**31), 0x12345678], dtype=torch.int32)
+    wanted = [(int(n) & 0xFFFFFFFF) >> (32 - count) for n in drawn]
+    assert _first_bits(drawn, count).tolist() == wanted
+    assert _first_bits(drawn.long(), count).tolist() == wanted
+
+
 def test_a_cpu_is_not_compiled_for():
     x = torch.randn(5)
-    assert not compiled_rounder.can_compile(x, NEAREST)
+    assert not compiled_rounder.can_compile(x, E4M3, NEAREST)
     with path("torch"):
         assert type(backends.rounder_for(x, E4M3, NEAREST)) is TorchRounder
         blocks = BlockFormat("MINE", E4M3, 32, "amax")
