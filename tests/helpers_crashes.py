@@ -15,11 +15,18 @@ from typing import IO, Any
 import pytest
 
 
+def needs_a_fork() -> None:
+    """Skip the test on a GPU: CUDA does not work in a fork of a process that has used it."""
+    if os.environ.get("ALTCORE_TEST_DEVICE", "cpu") != "cpu":
+        pytest.skip("trains in a fork of this process, where CUDA does not work")
+
+
 def forked(action: Callable[[], Any], crash_at: str = "") -> int:
     """Run an action in a child of this process, which has imported torch; returns its exit code.
 
     That of a signal is negative. ``crash_at`` is ALTCORE_CRASH_AT for the child.
     """
+    needs_a_fork()
     child = os.fork()
     if child:
         return ended(child)
@@ -58,6 +65,7 @@ def forked_command(
 
     It writes to ``err``, and calls ``prepare`` first.
     """
+    needs_a_fork()
     ready, tell = os.pipe()
     child = os.fork()
     if child:

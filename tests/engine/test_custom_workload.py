@@ -362,6 +362,9 @@ def test_a_model_that_was_thawed_is_no_reason_to_call_checkpoints_invalid(shelf,
 class Held(UserDict):
     """A container that torch does not know."""
 
+    def to(self, device):
+        return Held(x=self["x"].to(device))
+
 
 @pytest.mark.parametrize("hold", [lambda x: x, lambda x: [{"x": x}], lambda x: Held(x=x)])
 def test_a_buffer_that_is_filled_anew_for_each_micro_batch(hold, shelf, start):

@@ -46,7 +46,7 @@ def rows(split, step, micro):
 def test_a_complex_gradient_that_is_not_finite_discards_its_step(start):
     def loss(model, batch):
         value = model(batch)
-        if model.training and value.requires_grad and torch.equal(batch, rows("train", 1, 0)):
+        if model.training and value.requires_grad and torch.equal(batch.cpu(), rows("train", 1, 0)):
             model.turn.register_hook(lambda g: g * math.nan)
         return value
 

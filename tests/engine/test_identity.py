@@ -296,7 +296,9 @@ class Tokens(tuple):
         return made
 
     def to(self, device):
-        return tuple(part.to(device) for part in self)
+        moved = tuple.__new__(Tokens, (part.to(device) for part in self))
+        moved.source = self.source
+        return moved
 
 
 @pytest.mark.parametrize("form", [pairs, Tokens])
