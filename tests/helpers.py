@@ -73,7 +73,7 @@ def run_directory(folder: Path, **keys: Any) -> Any:
     from altcore.config import TrainConfig
     from altcore.runs import RunDirectory
 
-    return RunDirectory.create(TrainConfig(runs_dir=str(folder / "runs"), **keys))
+    return RunDirectory.create(TrainConfig(**keys), folder / "runs")
 
 
 @define

@@ -100,6 +100,7 @@ def _prepare(
     clock: HookClock,
     on_error: ExitStack,
 ) -> Engine:
+    root = Path(config.runs_dir).absolute()  # before others change the working directory
     given = identity_given(model, batch, loss)
     check_alike(config, ranks, given, model, loss)
     weights = None
@@ -117,7 +118,7 @@ def _prepare(
         built.model.compile()
     identity = agreed_identity(run_identity(built), ranks, strict=config.strict)
     if held is None:
-        opening = _begin(built, facts, on_error)
+        opening = _begin(built, root, facts, on_error)
         engine = _engine(built, opening, facts, identity)
         _write_environment(engine, built.device, weights)
         _tell_notices(built)
@@ -150,10 +151,10 @@ class _Opening:
     remarks: Sequence[str] = ()
 
 
-def _begin(built: Built, facts: Mapping[str, Any], on_error: ExitStack) -> _Opening:
-    """Make the directory of a new run."""
+def _begin(built: Built, root: Path, facts: Mapping[str, Any], on_error: ExitStack) -> _Opening:
+    """Make the directory of a new run in ``root``."""
     config = built.config.evolve(changes=())
-    directory = _directory(built.ranks, partial(RunDirectory.create, config))
+    directory = _directory(built.ranks, partial(RunDirectory.create, config, root))
     on_error.callback(directory.close)
     return _Opening(directory, config, ("start", {"name": directory.path.name, **facts}))
 

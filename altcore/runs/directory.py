@@ -56,14 +56,13 @@ class RunDirectory:
     _closed_by: str = field(init=False, default="")
 
     @classmethod
-    def create(cls, config: TrainConfig) -> RunDirectory:
-        """Create the directory of a new run.
+    def create(cls, config: TrainConfig, root: Path) -> RunDirectory:
+        """Create the directory of a new run in ``root``, which is absolute.
 
         A given name must be new, or that of a run that ended before its first checkpoint and so
         begins anew; otherwise `BadInput` is raised. Without one, the name is made from the label,
         or from format and recipe.
         """
-        root = Path(config.runs_dir).absolute()
         try:
             with durable.no_space_named(root):
                 root.mkdir(parents=True, exist_ok=True)

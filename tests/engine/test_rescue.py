@@ -6,15 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from attrs import define
 from helpers import checkpoints, events, metrics_bytes, state, weights_sha256
-from helpers_cli import TINY
+from helpers_cli import TINY, call
 from helpers_crashes import ended, forked_command
 from helpers_plugins import make
 
-from altcore import hookimpl
+from altcore import hookimpl, train
 from altcore.errors import AltcoreError, BadInput
 from altcore.runs import read_lines, summary_of
+from altcore_workloads.gpt import Gpt
 
 
 def acting(shelf, act, on=3):
@@ -120,6 +122,42 @@ def test_a_plugin_that_changes_the_working_directory_moves_no_run(
     assert result.run_directory == tmp_path / "mine/r"
     assert (tmp_path / "mine/r/summary.json").exists()
     assert not Path("/mine").exists()
+
+
+def test_data_and_workloads_that_change_the_working_directory_move_no_run(
+    shelf, corpus, tmp_path, monkeypatch, capsys
+):
+    """A relative ``runs_dir`` starts where the process was before any of them was called."""
+    (away := tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def batch(split, seed, index):
+        os.chdir(away)
+        return torch.ones(2, 4)
+
+    keys = {"max_steps": 2, "format": "none", "runs_dir": "mine", "plugins": [], "name": "own"}
+
+    def loss(model, x):
+        return model(x).square().mean()
+
+    given = {"model": torch.nn.Linear(4, 4), "data": batch, "loss": loss}
+    assert train(keys, **given).run_directory == tmp_path / "mine/own"
+    train({"runs_dir": "mine", "max_steps": 3}, resume="own", **given)
+
+    @define
+    class Moves(Gpt):
+        def build(self, seed, device):
+            os.chdir(away)
+            return super().build(seed, device)
+
+    shelf.install("workload", "moves", Moves)
+    tiny = ("size=tiny", "n_layer=1", "n_embd=8", "n_head=2", "batch_size=2", "block_size=8")
+    sets = [f"moves.{x}" for x in (*tiny, f"data={corpus}")] + ["workload=moves", "runs_dir=mine"]
+    words = [word for x in sets for word in ("--set", x)]
+    outcome = call(capsys, "train", "--steps", "1", "--name", "command", *words)
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "mine/command/summary.json").exists()
+    assert not list(away.iterdir())
 
 
 def close(path):

@@ -193,4 +193,4 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
     """Before anything is built, with the key named."""
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"runs_dir: .*cannot be written"):
-        RunDirectory.create(TrainConfig(runs_dir=str(tmp_path / "file" / "runs")))
+        RunDirectory.create(TrainConfig(), tmp_path / "file" / "runs")
