@@ -11,6 +11,7 @@ import io
 import locale
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -127,6 +128,16 @@ def _mask_of_new_files() -> int:
     return mask
 
 
+def _limit(name: str) -> Flag:
+    kind = getattr(resource, name)
+
+    def write(limits: tuple[int, int]) -> None:
+        with suppress(OSError, ValueError):  # nobody raises a hard limit again
+            resource.setrlimit(kind, limits)
+
+    return Flag(name, lambda: resource.getrlimit(kind), write)
+
+
 DIRECTORY = Flag("the working directory", _working_directory, os.chdir)
 USUAL_RECURSION = 1000
 """What Python begins with."""
@@ -140,6 +151,8 @@ EXCEPTHOOK = Flag(
 LOGGING = Flag(
     "logging.disable", lambda: logging.root.manager.disable, lambda level: logging.disable(level)
 )
+LIMITS = sorted(n for n in vars(resource) if n.startswith("RLIMIT_") and n != "RLIMIT_OFILE")
+"""All but another name of one of them."""
 PROCESS_FLAGS = (
     DIRECTORY,
     RECURSION,
@@ -150,6 +163,7 @@ PROCESS_FLAGS = (
         lambda name: locale.setlocale(locale.LC_ALL, name),
     ),
     Flag("the umask", _mask_of_new_files, os.umask),
+    *(_limit(name) for name in LIMITS),
     Flag(
         "the signal mask",
         lambda: tuple(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))),

@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import random
+import resource
 import signal
 import sys
 import threading
@@ -343,6 +344,11 @@ def forget_module(run, step):
     del sys.modules["altcore.runs"]
 
 
+def limit_files(run, step):
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**9, hard))
+
+
 def change_umask(run, step):
     os.umask(0o077)
 
@@ -563,6 +569,7 @@ CHANGES = {
     set_alarm: "the alarm",
     handle_alarms: "the handler of SIGALRM",
     change_umask: "the umask",
+    limit_files: "RLIMIT_FSIZE",
     set_variable: "OMP_NUM_THREADS of os.environ",
     add_variable: "ACME of os.environ",
     remove_variable: "HOME of os.environ",

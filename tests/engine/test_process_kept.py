@@ -2,6 +2,7 @@
 
 import locale
 import os
+import resource
 import signal
 import sys
 import warnings
@@ -26,6 +27,7 @@ READS = {
     "hooks": lambda: len(torch.nn.modules.module._global_forward_hooks),
     "hooks of steps": lambda: len(optimizers._global_optimizer_pre_hooks),
     "folder": os.getcwd,
+    "open files": lambda: resource.getrlimit(resource.RLIMIT_NOFILE),
     "locale": lambda: locale.setlocale(locale.LC_ALL),
     "environment": lambda: dict(os.environ),
     "filters": lambda: list(warnings.filters),
@@ -61,6 +63,8 @@ def change(folder):
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sys.stdout = sys.stderr
     os.umask(0o077)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
     folder.rmdir()
     return 1 / 0
 
