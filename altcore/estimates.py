@@ -29,7 +29,7 @@ def student() -> Any:
     try:
         import scipy.special as special  # type: ignore[import-untyped] # it has no annotations
     except ImportError as error:
-        raise BadInput("studies need scipy: pip install 'altcore[study]'") from error
+        raise BadInput("intervals over seeds need scipy: pip install 'altcore[study]'") from error
     return special
 
 

@@ -52,10 +52,14 @@ def to_repeat(
     """
     entrants = _entrants(asked) if command == "compare" else ()
     words = [*entrants, *_options(options, study)]
-    own = f"  # with {', '.join(options.own.names)} from Python" if options.own.names else ""
+    notes = [f"with {', '.join(options.own.names)} from Python"] if options.own.names else []
+    given = {key: value for key, value, _ in options.overrides}.get("warmup_steps")
+    if given not in (None, config.warmup_steps):
+        notes.append(f"which shortens warmup_steps to {config.warmup_steps}")
+    shell = shlex.join(["altcore", command, *words])
     return {
         "study": study.name,
-        "shell": shlex.join(["altcore", command, *words]) + own,
+        "shell": "  # ".join(filter(None, (shell, ", ".join(notes)))),
         "workload_facts": plain(about),
         "training": {key: plain(getattr(config, key)) for key in TRAINING},
     }

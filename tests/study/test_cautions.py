@@ -79,9 +79,9 @@ def asked(start, tmp_path):
 def test_scipy_is_missed_before_the_first_run(monkeypatch, asked):
     options, told = asked
     monkeypatch.setitem(sys.modules, "scipy.special", None)
-    with pytest.raises(BadInput, match="studies need scipy"):
+    with pytest.raises(BadInput, match="intervals over seeds need scipy"):
         run_compare(options, Entrants(["E4M3"]))
-    with pytest.raises(BadInput, match="studies need scipy"):
+    with pytest.raises(BadInput, match="intervals over seeds need scipy"):
         run_explain(options)
     assert not options.folder.exists()
     assert told == []

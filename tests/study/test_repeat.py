@@ -55,6 +55,15 @@ def test_what_was_passed_in_from_python_is_named():
     assert shell(Options(None, [], own=own)).endswith("--name mine  # with loss from Python")
 
 
+def test_a_warmup_that_the_study_shortens_is_named():
+    """The command has what was given, and shortens it again; the training has what ran."""
+    options = Options(None, [("warmup_steps", 200, "")])
+    found = to_repeat("explain", options, TrainConfig(warmup_steps=12), {}, Path("mine"), {})
+    assert found["shell"].startswith("altcore explain --set warmup_steps=200 ")
+    assert found["shell"].endswith("--name mine  # which shortens warmup_steps to 12")
+    assert found["training"]["warmup_steps"] == 12
+
+
 def test_what_a_paper_states_is_there():
     config = TrainConfig(schedule="cosine", warmup_steps=6)
     facts = {"sha256": "1e0a", "parameters": 34688}
