@@ -18,7 +18,7 @@ from altcore.builtin_types import nested_too_deeply
 from altcore.engine.buffers import is_expanded
 from altcore.engine.trespass import address, same_bits
 from altcore.errors import InvalidCheckpoint
-from altcore.quantization import Quantization
+from altcore.quantization import FSDP_MARK, Quantization
 
 Form = list[Any]
 """Shape and type of a tensor, as plain data."""
@@ -93,6 +93,13 @@ def without_memory(model: nn.Module) -> str | None:
             is_shard = kind == "DTensor"
             use = "save by torch.distributed.checkpoint" if is_shard else "use an ordinary tensor"
             return f"{name} is a {kind}, which no checkpoint of altcore holds: {use}"
+    for name, module in model.named_modules():
+        if FSDP_MARK in vars(module):  # its parameters are parts of what FSDP1 made of them
+            return (
+                f"FullyShardedDataParallel gives each rank a part of {name or 'it'}, which no "
+                "checkpoint of altcore holds: save by torch.distributed.checkpoint, and shard by "
+                "fully_shard (FSDP2) to quantize"
+            )
     return None
 
 

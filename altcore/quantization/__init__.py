@@ -5,6 +5,7 @@ Uses numerics, recipes and formats.
 
 from altcore.quantization.again import Again
 from altcore.quantization.attention import AttentionCall
+from altcore.quantization.checks import FSDP_MARK
 from altcore.quantization.coded_weights import CodedWeight, weight_codes
 from altcore.quantization.context import this_rank
 from altcore.quantization.discovery import find_layers, matrices, output_head, tied_matrices
@@ -18,6 +19,7 @@ from altcore.quantization.stored import MOVES
 from altcore.quantization.weight_grids import WeightGrid
 
 __all__ = [
+    "FSDP_MARK",
     "MOVES",
     "ROUNDABLE",
     "Again",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils._pytree import tree_map
 
 import altcore
@@ -47,12 +47,12 @@ OTHERS = {
 
 
 @pytest.fixture
-def sharded():
-    """Make a model's parameters DTensors, in a group of one process."""
+def group():
+    """Be in a group of one process."""
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
-    yield fully_shard(nn.Linear(3, 3))
+    yield
     torch.distributed.destroy_process_group()
 
 
@@ -74,9 +74,24 @@ def refused(model, folder, told):
     return not [*folder.iterdir()]
 
 
-def test_a_sharded_model_is_told_to_use_torchs_checkpoints(sharded, tmp_path):
+def test_a_sharded_model_is_told_to_use_torchs_checkpoints(group, tmp_path):
     told = r"weight is a DTensor, .* save by torch\.distributed\.checkpoint$"
-    assert refused(sharded, tmp_path, told)
+    assert refused(fully_shard(nn.Linear(3, 3)), tmp_path, told)
+
+
+@pytest.mark.filterwarnings("ignore:When using ``NO_SHARD``")
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch.distributed")
+@pytest.mark.parametrize("is_original", [True, False])
+def test_a_model_of_fsdp1_is_refused(group, tmp_path, start, is_original):
+    """Also the model within, which was wrapped after the manager was made."""
+    told = "FullyShardedDataParallel gives each rank a part of .*torch.distributed.checkpoint"
+    given = {"device_id": torch.device("cpu"), "use_orig_params": is_original}
+    flat = FullyShardedDataParallel(model := nn.Linear(3, 3), **given)
+    assert refused(flat, tmp_path, told)
+    with pytest.raises(BadInput, match=f"^model: {told}"):
+        CheckpointManager(tmp_path, model, sgd(flat))
+    with pytest.raises(BadInput, match=r"model: .*FullyShardedDataParallel.*fully_shard"):
+        altcore.train(start.config(), model=flat)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
