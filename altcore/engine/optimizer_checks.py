@@ -20,6 +20,8 @@ from altcore.recipes import some
 
 MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 """Second moments, which have no negative element."""
+MOMENTUM = "momentum_buffer"
+"""Of SGD, which makes it sparse if the first gradient is, as that of a sparse embedding."""
 NUMBERS = ("step", "eta", "mu", "mu_product")
 """States of torch's optimizers that are one number."""
 OTHER_SHAPES = ("Adafactor", "LBFGS")
@@ -187,8 +189,12 @@ def _check_moment(what: str, key: str, value: Any, parameter: Tensor) -> None:
             f"{list(parameter.shape)}"
         )
     is_other = key not in NUMBERS and value.is_complex() != parameter.is_complex()
-    if value.layout != torch.strided or is_other:
+    if is_other:
         raise InvalidCheckpoint(f"the optimizer's {what} is of type {value.dtype}")
+    if value.layout == torch.sparse_coo and key == MOMENTUM:
+        return
+    if value.layout != torch.strided:
+        raise InvalidCheckpoint(f"the optimizer's {what} is {value.layout}, and has to be dense")
     if any(value.stride(i) == 0 for i in range(value.dim()) if value.shape[i] > 1):
         raise InvalidCheckpoint(f"the optimizer's {what} is one number for many")
     parts = torch.view_as_real(value) if value.is_complex() else value

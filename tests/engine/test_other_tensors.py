@@ -156,3 +156,32 @@ def test_an_option_in_any_layout_is_looked_at(tmp_path):
     manager.save(1)
     optimizer.param_groups[0]["odd"] = [(torch.eye(3) * torch.nan).to_sparse_csr()]
     assert manager.save(2).name == "anomaly_00000002"
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_the_momentum_of_a_sparse_embedding_is_kept(tmp_path):
+    """SGD makes it sparse: a loop that goes on has the same weights as one that never stopped."""
+
+    def loop(steps, model, optimizer):
+        for i in steps:
+            optimizer.zero_grad()
+            model(torch.tensor([1, 2, i])).square().sum().backward()
+            optimizer.step()
+
+    def made():
+        torch.manual_seed(0)
+        model = nn.Embedding(10, 4, sparse=True)
+        return model, torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    whole, again = made(), made()
+    with CheckpointManager(tmp_path, *whole) as manager:
+        loop(range(3), *whole)
+        manager.save(3)
+        loop(range(3, 6), *whole)
+    manager = CheckpointManager(tmp_path, *again)
+    loop(range(manager.restore(), 6), *again)
+    assert torch.equal(again[0].weight, whole[0].weight)
+    (momentum,) = (state["momentum_buffer"] for state in again[1].state.values())
+    assert momentum.is_sparse
+    momentum._values()[0, 0] = torch.nan
+    assert manager.save(6).name == "anomaly_00000006"
