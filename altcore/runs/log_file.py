@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -46,11 +47,11 @@ class LogFile:
             file.append(b"\n")
         return file
 
-    def _read(self) -> bytes:
-        """Take in what the file holds; returns its last byte."""
+    def _read(self, most: int = sys.maxsize) -> bytes:
+        """Take in the first bytes that the file holds, all by default; returns the last one."""
         self._sha256, self.length, last = hashlib.sha256(), 0, b""
         with self.path.open("rb") as file:
-            while piece := file.read(1 << 20):
+            while piece := file.read(min(most - self.length, 1 << 20)):
                 self._sha256.update(piece)
                 self.length += len(piece)
                 last = piece[-1:]
@@ -115,11 +116,12 @@ class LogFile:
         If its beginning is not as it was, the lines up to the step stay, each once. If anything
         goes but lines of later steps, the file as it is is copied to FILE.damaged first.
         """
-        if begins_as(self.path, recorded):
-            if self.length > recorded["bytes"]:
-                durable.truncate(self._descriptor, recorded["bytes"])
+        whole = self.length
+        self._read(recorded["bytes"])
+        if self.recorded == {key: recorded[key] for key in self.recorded}:
+            if whole > self.length:
+                durable.truncate(self._descriptor, self.length)
                 self._is_synced = False
-                self._read()
             return True
         data = durable.read_file(self.path)
         kept, damaged = lines_until(data, self.path.name, step)
