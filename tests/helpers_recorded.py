@@ -36,7 +36,7 @@ class RecordedRun:
         write_configuration(directory, TrainConfig())
         directory.close()
         self.path = directory.path
-        self.append("events.jsonl", step=0, event="start", format="E4M3")
+        self.append("events.jsonl", step=0, event="start", name="run", format="E4M3")
 
     def steps(self, *numbers: int, loss: float | None = None, **values: Any) -> None:
         """Record steps."""

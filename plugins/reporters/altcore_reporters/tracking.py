@@ -15,8 +15,16 @@ import attrs
 from attrs import field
 from attrs.validators import gt
 
-from altcore.plugin import BadInput, RunRecord, hookimpl, log, setting
-from altcore_reporters.following import Follower, Ledger, mark_of
+from altcore.plugin import (
+    BadInput,
+    RunRecord,
+    hookimpl,
+    log,
+    read_json,
+    replace_text,
+    setting,
+)
+from altcore_reporters.following import Follower, Ledger, digest_of, mark_of
 from altcore_reporters.tracker_process import TrackerProcess
 
 if TYPE_CHECKING:
@@ -96,6 +104,19 @@ class TrackerReporter:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def id_of(self, record: RunRecord) -> str:
+        """Return the id by which a tracker knows a run, as ``id.txt`` in its folder has it.
+
+        That is the run's own, unless somebody wrote another there. A copy of a run's directory that
+        lies beside the original gets another, or it would take its place.
+        """
+        file, own = self.folder(record) / "id.txt", record.environment["run_id"]
+        known = file.read_text().strip() if file.exists() else own
+        if known == own and _is_copy(record):
+            known = f"{own}_{digest_of(record.name)[:8]}"
+        replace_text(file, known)
+        return str(known)
+
     # What the engine and the command call ------------------------------------------------------
 
     @hookimpl
@@ -147,3 +168,18 @@ class TrackerReporter:
         tracker = attrs.evolve(self, **unset)
         tracker.name = self.name
         return tracker
+
+
+def _is_copy(record: RunRecord) -> bool:
+    """Whether a run's directory is a copy of the one beside it that the run began in."""
+    started = next((e for e in record.events if e["event"] == "start"), {})
+    assert record.directory is not None
+    original = record.directory.with_name(str(started.get("name", record.directory.name)))
+    if not original.is_dir() or original.samefile(record.directory):
+        return False
+    try:
+        return bool(
+            read_json(original / "environment.json").get("run_id") == record.environment["run_id"]
+        )
+    except BadInput:
+        return False

@@ -50,7 +50,7 @@ class TrackioTracker(TrackerReporter):
         """Begin the run anew; alerts of earlier sessions stay."""
         storage, project = storage_of_trackio(), self._project(record)
         self.address = f"trackio's project {project}"
-        run_id = record.environment["run_id"]
+        run_id = self.id_of(record)
         self.run = {"project": project, "run": record.name, "run_id": run_id}
         # The dashboard groups runs by the first.
         self.config = {"_Group": record.config.get("label"), **plain(record.config)}
@@ -85,7 +85,7 @@ class TrackioTracker(TrackerReporter):
 
     def holds(self, record: RunRecord) -> bool:
         """Whether nobody removed the run."""
-        run_id = record.environment["run_id"]
+        run_id = self.id_of(record)
         config = storage_of_trackio().get_run_config(self._project(record), run_id=run_id)
         return "summary" in (config or {})
 

@@ -17,7 +17,7 @@ import attrs
 from attrs import field
 from attrs.validators import in_, optional
 
-from altcore.plugin import RunRecord, replace_text, setting
+from altcore.plugin import RunRecord, setting
 from altcore_reporters.original_names import names_in_config, names_in_summary
 from altcore_reporters.tracker_images import images_of
 from altcore_reporters.tracking import TrackerReporter
@@ -78,7 +78,7 @@ class WandbTracker(TrackerReporter):
             tags=list(config.get("tags") or ()),
             config={**_known(config), "environment": dict(record.environment)},
             dir=self.folder(record).parent,
-            id=self._id(record),
+            id=self.id_of(record),
             resume="allow" if is_online else None,
             mode="online" if is_online else "offline",
             allow_val_change=True,
@@ -139,7 +139,7 @@ class WandbTracker(TrackerReporter):
         assert self.ledger is not None
         if not self._is_online():
             return bool(self._kept(record))
-        path = "/".join(filter(None, (self.entity, self._project(record), self._id(record))))
+        path = "/".join(filter(None, (self.entity, self._project(record), self.id_of(record))))
         try:
             found = wandb.Api().run(path)
             # A broken server may have taken rows and thrown them away.
@@ -157,20 +157,13 @@ class WandbTracker(TrackerReporter):
         own = self.project or record.config.get("project")
         return own or os.environ.get("WANDB_PROJECT") or PROJECT
 
-    def _id(self, record: RunRecord) -> str:
-        """Return W&B's id of the run, which is ours unless somebody wrote another into the file."""
-        file = self.folder(record) / "id.txt"
-        if not file.exists():
-            replace_text(file, record.environment["run_id"])
-        return file.read_text().strip()
-
     def _is_online(self) -> bool:
         mode = self.mode or os.environ.get("WANDB_MODE")
         return mode == "online" if mode else _has_key()
 
     def _kept(self, record: RunRecord) -> list[Path]:
         """Return the folders of the client's sessions."""
-        return list(self.folder(record).glob(f"*run-*-{self._id(record)}"))
+        return list(self.folder(record).glob(f"*run-*-{self.id_of(record)}"))
 
     def _log(self, row: Mapping[str, Any]) -> None:
         assert self._wandb is not None
@@ -196,7 +189,7 @@ class WandbTracker(TrackerReporter):
         if not pointer.exists():
             return
         name = pointer.read_text().strip()
-        artifact = wandb.Artifact(f"{self._id(record)}-{which}", "model", metadata={"from": name})
+        artifact = wandb.Artifact(f"{self.id_of(record)}-{which}", "model", metadata={"from": name})
         artifact.add_dir(str(folder / name), policy="immutable")  # or it is copied first
         self._wandb.log_artifact(artifact, aliases=[which]).wait()  # or nobody hears of an error
 

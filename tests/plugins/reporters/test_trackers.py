@@ -334,3 +334,24 @@ def test_another_run_of_the_same_name_is_another_run(run, database, tmp_path):
             pass
     rows = trackio_rows(database, "SELECT run_id, count(*) FROM metrics GROUP BY run_id")
     assert rows == [("0123456789abcdef0123", 1), ("fedcba9876543210fedc", 2)]
+
+
+def test_a_copy_beside_the_original_is_another_run(run, database):
+    """It has the run's id, and would take its place. A run that was moved stays the run."""
+    run.steps(1)
+    with session(trackio, run):
+        pass
+    copy, moved = run.path.with_name("copy"), run.path.with_name("moved")
+    shutil.copytree(run.path, copy)
+    tracker, record = trackio(), read_run(copy)
+    for _ in range(2):
+        tracker.upload([record])
+    rows = "SELECT run_name, run_id, count(*) FROM metrics GROUP BY run_id ORDER BY run_id"
+    own, other = trackio_rows(database, rows)
+    assert (own, other[0], other[2]) == (("run", run.run_id, 1), "copy", 1)
+    assert (copy / "reports/trackio/id.txt").read_text() == other[1]
+    run.path.rename(moved)
+    assert tracker.id_of(read_run(moved)) == run.run_id
+    assert tracker.id_of(record) == other[1]
+    moved.with_name("link").symlink_to(moved)
+    assert tracker.id_of(read_run(moved.with_name("link"))) == run.run_id
