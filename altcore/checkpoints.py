@@ -29,7 +29,7 @@ from altcore.engine import (
 )
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
-from altcore.quantization import Quantization
+from altcore.quantization import Quantization, bare_model
 from altcore.runs import (
     ANOMALY,
     OWN,
@@ -51,19 +51,21 @@ from altcore.runs import (
     list_checkpoints,
     load_newest,
     lock_folder,
+    newest_in,
+    of_loop,
     retain,
     save_of_loop,
     saving_alone,
     set_aside,
+    take_over,
     tidy,
 )
 from altcore.runs import load_checkpoint as read_checkpoint
 
 NOT_TO_BE_WRITTEN = BadInput, NoSpace
-"""Errors of a folder into which somebody else saves, or that can only be read: reading needs none
-of it."""
+"""Errors of a folder into which somebody else saves, or that can only be read."""
 
-
+State = Mapping[str, Any]
 Confirm = Callable[[], None]
 """Raises `BadInput` if the loop moved on since it was looked at."""
 
@@ -127,7 +129,7 @@ def save_checkpoint(
         with saving_alone(folder):
             lock = lock_folder(folder)
             try:
-                return save_of_loop(folder, REGULAR, state, finite, confirm)
+                return save_of_loop(loop.model, folder, REGULAR, state, finite, confirm)
             finally:
                 lock.release()
 
@@ -174,6 +176,7 @@ def load_checkpoint(
         found = load_newest(folder, lambda c: loop.check(c.state or {}, c.kind))
     assert found.state is not None  # checked
     loop.restore(found.state)
+    take_over(loop.model, found.path, found.manifest)
     return found.step
 
 
@@ -268,18 +271,18 @@ class CheckpointManager:
             state = loop.state(step, self._built)
             check_loop_folder(self.folder)
             with self._writing():
-                return self._write_anomaly(state, confirm)
+                return self._write_anomaly(loop, state, confirm)
 
     @_as_usual()
     def latest(self) -> Path | None:
         """Return the newest checkpoint whose files are whole; None if there is none."""
         with suppress(NoCheckpoint):
-            return load_newest(self.folder).path
+            return newest_in(self.folder)
         return None
 
     @_as_usual()
     def best(self) -> Path | None:
-        """Return the best checkpoint to go on from, by the values given; None without any.
+        """Return the best checkpoint of the loop to go on from, by the values given; None without.
 
         If ``max_checkpoints`` is 1, that is the newest, and ``weights-...`` may be better.
         """
@@ -305,10 +308,10 @@ class CheckpointManager:
         check_no_linked(self.folder)
         if not has_checkpoint(self.folder):
             return 0
-        given = (self.model, self.optimizer, self.q, self.scaler)
+        given = self.model, self.optimizer, self.q, self.scaler
         step = load_checkpoint(self.folder, *given, also=self.also)
         self._steps.begin(step)
-        self._own |= {kept.step for kept in list_checkpoints(self.folder) if kept.step <= step}
+        self._own |= {kept.step for kept in self._regular() if kept.step <= step}
         with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
             set_aside(self.folder, step, OWN)
         return step
@@ -359,18 +362,18 @@ class CheckpointManager:
                     self._release()
 
     def _write(
-        self, loop: OwnLoop, state: Mapping[str, Any], value: float | None, confirm: Confirm
+        self, loop: OwnLoop, state: State, value: float | None, confirm: Confirm
     ) -> Path | None:
         step = state["step"]
         check_newest(self.folder, step, self._own)
         if bad := loop.not_finite(state, self._unwatched):
             problem = "the state is not finite: no checkpoint to go on from"
             log.warning(problem, first=bad, step=step)
-            return self._write_anomaly(state, confirm)
+            return self._write_anomaly(loop, state, confirm)
         loop.check_own(state, self._built)
         self._warnings.tell([*self._steps.hidden(loop, state), *loop.hidden(self._built)])
         finite = self._warnings.finite(value, step)
-        path = save_of_loop(self.folder, REGULAR, state, finite, confirm)
+        path = save_of_loop(loop.model, self.folder, REGULAR, state, finite, confirm)
         self._own.add(step)
         retain(
             self.folder,
@@ -382,14 +385,14 @@ class CheckpointManager:
         )
         return path
 
-    def _write_anomaly(self, state: Mapping[str, Any], confirm: Confirm) -> Path | None:
+    def _write_anomaly(self, loop: OwnLoop, state: State, confirm: Confirm) -> Path | None:
         found = list_checkpoints(self.folder, strict=False)
         if any(kept.kind == ANOMALY for kept in found):
             return None
-        return save_of_loop(self.folder, ANOMALY, state, None, confirm)
+        return save_of_loop(loop.model, self.folder, ANOMALY, state, None, confirm)
 
     def _regular(self) -> list[Kept]:
-        return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
+        return of_loop(bare_model(self.model), self.folder)
 
     def _loop(self) -> OwnLoop:
         return OwnLoop.of(self.model, self.optimizer, self.q, self.scaler, self.also)

@@ -133,6 +133,7 @@ if TYPE_CHECKING:
         save_of_loop,
         saving_alone,
     )
+    from altcore.runs.loop_id import newest_in, of_loop, take_over
     from altcore.runs.provenance import environment
     from altcore.runs.retention import retain
     from altcore.runs.tensor_files import check_readable
@@ -160,6 +161,9 @@ _NEED_TORCH = {
     "lock_folder": "loop_folder",
     "save_of_loop": "loop_folder",
     "saving_alone": "loop_folder",
+    "newest_in": "loop_id",
+    "of_loop": "loop_id",
+    "take_over": "loop_id",
     "environment": "provenance",
     "retain": "retention",
     "check_readable": "tensor_files",
@@ -277,8 +281,10 @@ __all__ = [
     "mean_of",
     "missing_checkpoints",
     "named_files",
+    "newest_in",
     "no_space_named",
     "number",
+    "of_loop",
     "other_code",
     "other_data",
     "platform_of",
@@ -311,6 +317,7 @@ __all__ = [
     "summary_lines",
     "summary_of",
     "tail",
+    "take_over",
     "tidy",
     "to_json",
     "unlike_most",

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from altcore import durable
 from altcore.builtin_types import as_builtin
@@ -18,6 +18,7 @@ from altcore.errors import BadInput, shown
 from altcore.runs.checkpoint import save_checkpoint
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
 from altcore.runs.kept import list_checkpoints
+from altcore.runs.loop_id import LOOP_ID, loop_id, tell_others
 from altcore.runs.manifest import REGULAR, TRAINING, check_no_linked
 from altcore.runs.run_id import run_id_of
 
@@ -157,17 +158,20 @@ def comparable(value: float | Tensor | None) -> float | None:
 
 
 def save_of_loop(
+    model: nn.Module,
     folder: Path,
     kind: str,
     state: Mapping[str, Any],
     value: float | None,
     confirm: Callable[[], None],
 ) -> Path:
-    """Write the checkpoint of a loop's state, and its value; returns its path.
+    """Write the checkpoint of the state of a model's loop, and its value; returns its path.
 
-    ``confirm`` raises if the state is not what it was: then nothing is written.
+    Checkpoints of other loops in the folder are named. ``confirm`` raises if the state is not what
+    it was: then nothing is written.
     """
-    step = state["step"]
+    step, own = state["step"], loop_id(model, folder)
+    tell_others(folder, own)
     manifest = {
         "kind": kind,
         "step": step,
@@ -178,6 +182,7 @@ def save_of_loop(
         "identity": {},
         "environment": {},
         "run_id": OWN,
+        LOOP_ID: own,
     }
     return save_checkpoint(folder, state, manifest, confirm)
 

@@ -34,7 +34,7 @@ def retain(
     keep_best: int,
     own: Collection[int] | None = None,
 ) -> None:
-    """Set the pointers, and remove what need not stay; if ``own`` is given, of these steps alone.
+    """Set the pointers, and remove what need not stay: of the steps in ``own``, if it is given.
 
     There stay the best and the newest regular checkpoints, ``max_checkpoints`` together; the last
     one before the first anomaly; step 0 if it is a manifest alone; anomalies; and the next
@@ -63,7 +63,8 @@ def _retain(
 ) -> None:
     found = list_checkpoints(folder)
     others = {kept.step for kept in found if own is not None and kept.step not in own}
-    regular = [kept for kept in found if kept.kind == REGULAR]
+    whole = [kept for kept in found if kept.kind == REGULAR]
+    regular = [kept for kept in whole if kept.step not in others]
     best = by_merit(regular, monitor, mode)[:1]
     stay = [kept.step for kept in regular[-1:] + best + regular[::-1]]
     stay = list(dict.fromkeys(stay))[:max_checkpoints]
@@ -85,7 +86,7 @@ def _retain(
     for kept in found:
         if kept.kind == WEIGHTS and kept.step not in {*good, *others}:
             drop(kept.path)
-    _drop_snapshots(folder, [kept for kept in regular if kept not in gone])
+    _drop_snapshots(folder, [kept for kept in whole if kept not in gone])
 
 
 def _keep_weights(kept: Kept) -> None:
