@@ -80,6 +80,7 @@ def test_a_sharded_model_is_told_to_use_torchs_checkpoints(group, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:When using ``NO_SHARD``")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch.distributed")
 @pytest.mark.parametrize("is_original", [True, False])
 def test_a_model_of_fsdp1_is_refused(group, tmp_path, start, is_original):
