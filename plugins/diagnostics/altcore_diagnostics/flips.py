@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Swing:
-    """One weight's past, as far as it tells whether a code comes back."""
+    """One weight's past, as far as it tells whether a code comes back; a rollback ends it."""
 
     what: str
     """Kind and format: another one begins anew."""
@@ -64,9 +64,10 @@ class Flips:
 
     It has to see consecutive steps, so it has no ``interval``, but a ``report_interval``, and
     watches the last two windows before each measurement: the first for the past of the flips in
-    the second. It measures the first step, too, by itself. The cost: every step that is watched is
-    recorded (as with ``log_interval`` 1) and makes some passes over the weights, and a copy of
-    masters; 8 bytes are kept for each element on a grid, in checkpoints too.
+    the second. It measures the first step, too, by itself. A rollback undoes steps: what was seen
+    before it is neither counted nor a past. The cost: every step that is watched is recorded (as
+    with ``log_interval`` 1) and makes some passes over the weights, and a copy of masters; 8 bytes
+    are kept for each element on a grid, in checkpoints too.
     """
 
     report_interval: int = setting(
@@ -136,9 +137,15 @@ class Flips:
         measures = self._measure() if is_time or is_first else None
         if is_time:
             self.reported = step.index
-        if is_time or not is_within:
+        if is_time or is_first or not is_within:
             self.sums = []
         return measures
+
+    @hookimpl
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Forget what a rollback undid."""
+        if event["event"] == "rollback":
+            self.swings, self.sums = {}, []
 
     def _measure(self) -> dict[str, Tensor]:
         table = MeasureTable(_finish)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ class RankHealth:
     the step: on their grid if they are stored, else the float32 masters. A tied one counts in
     the first layer that owns it.
 
-    From the ``window``-th measurement on:
+    From the ``window``-th measurement on, counted anew after a rollback:
 
     - ``warning/layer.name``: 1 if one of the layer's two ranks declines, else 0: the
       least-squares line through the last ``window`` measurements falls, from its value at the first
@@ -97,6 +97,12 @@ class RankHealth:
             self.layers, self.history = layers, found[None]
         else:
             self.history = torch.cat([self.history, found[None]])[-self.window :]
+
+    @hookimpl
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Forget what a rollback undid."""
+        if event["event"] == "rollback":
+            self.history = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements that a trend needs."""

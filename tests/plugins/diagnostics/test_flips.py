@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from helpers import events
 from helpers_diagnostics import Bench, linear
+from planted import check_resumes_alike, plant
 from torch import nn
 
 from altcore.engine import Step
@@ -25,9 +27,10 @@ def run(sequence, recipe=STORED, plugin=None, **settings):
 
 
 def oscillation(sequence, recipe=STORED, **settings):
-    """Return (flips, oscillation share) of a whole sequence."""
-    steps = len(sequence) - 1
-    (first, *rest, found) = run(sequence, recipe, report_interval=steps, **settings)
+    """Return (flips, oscillation share) of a whole sequence, after a first step of no move."""
+    (first, *rest, found) = run(
+        [sequence[0], *sequence], recipe, report_interval=len(sequence), **settings
+    )
     assert first
     assert all(not measures for measures in rest)
     kind = "stored" if recipe is STORED else "view"
@@ -65,10 +68,12 @@ def test_the_window_is_ten_steps():
 
 
 def test_counts_are_those_since_the_last_measurement():
-    """The past is kept across measurements: the flip of step 3 goes back on that of step 2."""
+    """A step is in one measurement, the first one too; but the past is kept across them: the flip
+    of step 3 goes back on that of step 2.
+    """
     first, one, two = (m for m in run([1.0, 1.01, 2.0, 1.0, 1.0], report_interval=2) if m)
     assert (first["stored_flips"], first["stored_updates"]) == (0, 1)
-    assert (one["stored_flips"], one["stored_updates"], one["stored_stall_ratio"]) == (1, 2, 0.5)
+    assert (one["stored_flips"], one["stored_updates"], one["stored_stall_ratio"]) == (1, 1, 0)
     assert one["stored_oscillation_share"] == 0
     assert (two["stored_flips"], two["stored_updates"], two["stored_stall_ratio"]) == (1, 1, 0)
     assert two["stored_oscillation_share"] == 1
@@ -87,7 +92,31 @@ def test_a_measurement_that_was_discarded_comes_with_the_next_step():
     bench.step(plugin, {"0.weight": [[16.0, 2.0]]})
     bench.run.step += 1  # step 2 calls no post_step
     found = bench.step(plugin, {"0.weight": [[16.0, 1.0]]})
-    assert (found["stored_flips"], found["stored_oscillation_share"]) == (2, 0.5)
+    assert (found["stored_flips"], found["stored_oscillation_share"]) == (1, 1)
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 6, 9])
+def test_a_measurement_is_of_the_last_window_or_of_what_came_since_the_one_before(window):
+    """Measured are steps 1, 6 and 12; some steps flip."""
+    flipping, values = {1, 3, 4, 6, 7, 10, 12}, [1.0]
+    for step in range(1, 13):
+        values.append(3.0 - values[-1] if step in flipping else values[-1])
+    found = [m["stored_flips"] for m in run(values, report_interval=6, window=window) if m]
+    for last, now, flips in zip((0, 1, 6), (1, 6, 12), found, strict=True):
+        assert flips == len(flipping & {*range(max(last, now - window) + 1, now + 1)})
+
+
+def test_steps_that_a_rollback_undid_are_no_past():
+    """Neither are they counted, nor does a flip go back on theirs."""
+    plugin = Flips(report_interval=3)
+    bench = Bench(nn.Sequential(linear(16.0, 1.0)), STORED)
+    for value in (1.0, 2.0):
+        bench.step(plugin, {"0.weight": [[16.0, value]]})
+    plugin.on_event({"event": "recipe", "step": 2})
+    assert plugin.swings
+    plugin.on_event({"event": "rollback", "step": 2, "to": 1})
+    found = bench.step(plugin, {"0.weight": [[16.0, 1.0]]})
+    assert (found["stored_flips"], found["stored_oscillation_share"]) == (1, 0)
 
 
 def test_a_new_scale_is_no_flip():
@@ -105,12 +134,12 @@ def test_state_goes_on_where_it_was():
     """Halfway, a second plugin takes over from the state of the first."""
     sequence = [1.0, 2.0, 1.0, 2.0, 4.0]
     bench = Bench(nn.Sequential(linear(16.0, 1.0)), STORED)
-    whole, first, second = (Flips(report_interval=4) for _ in range(3))
+    whole, first, second = (Flips(report_interval=5) for _ in range(3))
     found = []
-    for i, value in enumerate(sequence[1:]):
-        if i == 2:
+    for i, value in enumerate(sequence):
+        if i == 3:
             second.load_state_dict(first.state_dict())
-        plugins, step = (whole, first if i < 2 else second), bench.forward()
+        plugins, step = (whole, first if i < 3 else second), bench.forward()
         for plugin in plugins:
             bench.begin(plugin, step)
         bench.update(step, {"0.weight": [[16.0, value]]})
@@ -149,7 +178,7 @@ def test_in_a_run(start, recipe, kind):
         rate = line[f"flips/{kind}_stall_ratio"]
         assert rate == pytest.approx(core[f"{kind}_stall_rate"], abs=1e-3)
     for key in ("flips", "updates"):
-        sums = [sum(x[f"flips/{kind}_{key}"] for x in lines[i : i + 3]) for i in (0, 3)]
+        sums = [sum(x[f"flips/{kind}_{key}"] for x in part) for part in (lines[1:3], lines[3:])]
         found = [x[f"flips/{kind}_{key}"] for x in every.diagnostics_history]
         assert found == [lines[0][f"flips/{kind}_{key}"], *sums]
     assert 0 < lines[-1][f"flips/{kind}_oscillation_share"] < 1
@@ -193,6 +222,20 @@ def test_a_resumed_run_measures_the_same(start):
     whole = start(["flips"], name="flat", max_steps=8, **settings, min_lr_ratio=1.0)
     resumed = start.resume("part", max_steps=8)
     assert resumed.diagnostics_history[-1] == whole.diagnostics_history[-1]
+
+
+def test_a_run_resumed_after_a_rollback_measures_the_same(shelf, start):
+    """Step 8 is measured by what came after the rollback of step 3: some before the crash."""
+    plant(shelf, "nan-weight")
+    settings = {"nan-weight.at": 2, "snapshot_interval": 1, "rollback.steps": 1, "format": "E3M4"}
+    settings |= {"rollback.nan_patience": 1, "recipe": "pure", "max_steps": 12}
+    plugins = ["nan-weight", "rollback", "flips"]
+    whole = check_resumes_alike(shelf, start, plugins, **settings, **{"flips.report_interval": 8})
+    assert [event["step"] for event in events(whole.run_directory, "rollback")] == [3]
+    each = start(plugins, name="each", **settings, **{"flips.report_interval": 1})
+    (line,) = (x for x in whole.diagnostics_history if x["step"] == 8)
+    for key in ("flips/stored_flips", "flips/stored_updates"):
+        assert line[key] == sum(x[key] for x in each.diagnostics_history if 3 < x["step"] <= 8)
 
 
 def test_history_is_held_in_the_weights_own_type():

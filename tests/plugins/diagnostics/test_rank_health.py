@@ -172,6 +172,18 @@ def test_what_stays_or_rises_does_not_warn():
     assert (line["warning"], line["warnings"]) == (0.0, 0.0)
 
 
+def test_a_rollback_begins_a_trend_anew():
+    """What it undid is no decline, and restored weights no recovery."""
+    torch.manual_seed(0)
+    model, plugin = Model(), RankHealth(window=3)
+    for _ in declining(model, ["head"], 2, 0.4):
+        measure(plugin, model)
+    plugin.on_event({"event": "rollback", "step": 2, "to": 1})
+    lines = [measure(plugin, model) for _ in range(3)]
+    assert ["warning" in line for line in lines] == [False, False, True]
+    assert lines[-1]["warning"] == 0.0
+
+
 def test_output_critical_layers_are_held_to_more():
     """The same decline, of a layer that matters more, passes its stricter limit."""
     names = ["h.0.c_proj", "h.1.c_fc", "h.1.c_proj", "head"]
