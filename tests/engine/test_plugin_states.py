@@ -95,7 +95,7 @@ WRONG = {
     "a number for a mapping": ("count", {"count": 1, "seen": 3}),
     "no mapping": ("count", [1, 2]),
     "none of rollback": ("rollback", {}),
-    "text in rollback": ("rollback", {"attempts": "x", "consecutive": 0, "last_step": 0}),
+    "text in rollback": ("rollback", {"attempts": "x", "nonfinite": {"count": 0, "last_step": 0}}),
     "of a diagnostic": ("look", {"count": 1}),
 }
 

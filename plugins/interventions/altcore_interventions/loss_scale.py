@@ -10,7 +10,7 @@ from attrs import field
 from attrs.validators import and_, ge, gt, lt
 
 from altcore.plugin import SkipStep, hookimpl, setting
-from altcore_interventions.overflow import GRADIENTS, is_lost_gradient
+from altcore_interventions.nonfinite import GRADIENTS, is_lost_gradient
 
 if TYPE_CHECKING:
     from altcore.plugin import Cast, NonFinite, Run, Step

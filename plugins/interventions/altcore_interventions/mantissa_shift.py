@@ -20,7 +20,7 @@ from altcore.plugin import (
     hookimpl,
     setting,
 )
-from altcore_interventions.overflow import is_loss_scales
+from altcore_interventions.nonfinite import Streak, is_loss_scales, warn_if_never_reached
 from altcore_interventions.view_stall import ViewStall
 
 if TYPE_CHECKING:
@@ -159,9 +159,7 @@ class MantissaShift:
     name: str = field(init=False, default="mantissa-shift")
     chains: dict[str, Chain] = field(init=False)
     """By cause."""
-    consecutive: int = field(init=False, default=0)
-    """Non-finite steps in a row, up to ``last_step``."""
-    last_step: int = field(init=False, default=0)
+    nonfinite: Streak = field(init=False, factory=Streak)
     cause: str = field(init=False, default="nonfinite")
     """The cause of the shift that was proposed last."""
     has_asked: bool = field(init=False, default=False)
@@ -188,12 +186,7 @@ class MantissaShift:
                 message=f"{self.name}: the chain does not mention {', '.join(unknown)}: "
                 "what is in it will not be shifted",
             )
-        if self.nan_patience > run.config.nan_patience:
-            run.emit(
-                "warning",
-                message=f"{self.name}: nan_patience {self.nan_patience} is never reached: the "
-                f"run collapses after {run.config.nan_patience} non-finite steps",
-            )
+        warn_if_never_reached(run, self.name, self.nan_patience)
         if held and not any(self._may_stall(casts) for casts in run.quantization.plan.values()):
             what = "stored weight" if self.stall_of == "stored" else "view of a float32 master"
             run.emit(
@@ -236,15 +229,13 @@ class MantissaShift:
         """Count consecutive non-finite steps; propose a shift when there are enough."""
         if is_loss_scales(where, step):
             return []
-        is_next = step.index == self.last_step + 1
-        self.consecutive = self.consecutive + 1 if is_next else 1
-        self.last_step = step.index
-        if self.consecutive < self.nan_patience:
+        count = self.nonfinite.add(step)
+        if count < self.nan_patience:
             return []
         plan = run.quantization.plan
         guilty = overflowing_layers(run) if self.scope == "layer" else []
         guilty = guilty or [name for name in plan if where.layer and is_of(where.layer, name)]
-        why = f"{self.consecutive} consecutive steps were not finite: {where}"
+        why = f"{count} consecutive steps were not finite: {where}"
         return self._shift(run, "nonfinite", why, guilty)
 
     @hookimpl
@@ -280,7 +271,7 @@ class MantissaShift:
         held = held or [s for s in shifts(plan) if s.format in chain]
         possible = [s for s in held if chain[s.format] is not None]
         if possible:
-            self.consecutive, self.has_asked = 0, True
+            self.nonfinite, self.has_asked = Streak(), True
             return [self._change(shift, why) for shift in possible]
         if held:
             ends = ", ".join(dict.fromkeys(s.format for s in held))
@@ -305,8 +296,7 @@ class MantissaShift:
     def state_dict(self) -> dict[str, Any]:
         """Return counts and what was judged, as plain data."""
         return {
-            "consecutive": self.consecutive,
-            "last_step": self.last_step,
+            "nonfinite": attrs.asdict(self.nonfinite),
             "cause": self.cause,
             "done": dict(self.done),
             "views": self.views.state_dict(),
@@ -315,7 +305,7 @@ class MantissaShift:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.consecutive, self.last_step = state["consecutive"], state["last_step"]
+        self.nonfinite = Streak(**state["nonfinite"])
         self.cause, self.done = state["cause"], dict(state["done"])
         self.views.load_state_dict(state["views"])
         self.has_told_end = state["has_told_end"]

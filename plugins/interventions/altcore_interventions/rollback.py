@@ -18,7 +18,7 @@ from altcore.plugin import (
     hookimpl,
     setting,
 )
-from altcore_interventions.overflow import is_loss_scales
+from altcore_interventions.nonfinite import Streak, is_loss_scales, warn_if_never_reached
 
 if TYPE_CHECKING:
     from altcore.plugin import NonFinite, Run, Step
@@ -61,9 +61,7 @@ class RollbackOnFailure:
     )
     name: str = field(init=False, default="rollback")
     attempts: int = field(init=False, default=0)
-    consecutive: int = field(init=False, default=0)
-    """Non-finite steps in a row, up to ``last_step``."""
-    last_step: int = field(init=False, default=0)
+    nonfinite: Streak = field(init=False, factory=Streak)
 
     def __attrs_post_init__(self) -> None:
         if self.format is not None and self.learning_rate_factor != 1:
@@ -73,12 +71,7 @@ class RollbackOnFailure:
     def run_start(self, run: Run) -> None:
         """Warn of settings under which this plugin would never act."""
         config = run.config
-        if self.nan_patience > config.nan_patience:
-            run.emit(
-                "warning",
-                message=f"{self.name}: nan_patience {self.nan_patience} is never reached: the run "
-                f"collapses after {config.nan_patience} non-finite steps",
-            )
+        warn_if_never_reached(run, self.name, self.nan_patience)
         oldest = config.snapshot_interval * config.max_snapshots
         if self.steps > oldest:
             run.emit(
@@ -92,11 +85,10 @@ class RollbackOnFailure:
         """Count consecutive non-finite steps; propose a rollback when there are enough."""
         if is_loss_scales(where, step):
             return None
-        self.consecutive = self.consecutive + 1 if step.index == self.last_step + 1 else 1
-        self.last_step = step.index
-        if self.consecutive < self.nan_patience:
+        count = self.nonfinite.add(step)
+        if count < self.nan_patience:
             return None
-        return self._propose(run, f"{self.consecutive} consecutive steps were not finite: {where}")
+        return self._propose(run, f"{count} consecutive steps were not finite: {where}")
 
     @hookimpl
     def on_collapse(self, run: Run, evidence: Mapping[str, Any]) -> Rollback | None:
@@ -110,7 +102,7 @@ class RollbackOnFailure:
         """Count the rollbacks that were carried out."""
         if event["event"] == "rollback" and event["plugin"] == self.name:
             self.attempts += 1
-            self.consecutive = 0
+            self.nonfinite = Streak()
 
     def _propose(self, run: Run, cause: str) -> Rollback | None:
         if self.attempts >= self.most_attempts:
@@ -134,13 +126,8 @@ class RollbackOnFailure:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts, as plain data."""
-        return {
-            "attempts": self.attempts,
-            "consecutive": self.consecutive,
-            "last_step": self.last_step,
-        }
+        return {"attempts": self.attempts, "nonfinite": attrs.asdict(self.nonfinite)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.attempts = state["attempts"]
-        self.consecutive, self.last_step = state["consecutive"], state["last_step"]
+        self.attempts, self.nonfinite = state["attempts"], Streak(**state["nonfinite"])

@@ -10,6 +10,7 @@ from attrs import field
 from attrs.validators import ge
 
 from altcore.plugin import SkipStep, hookimpl, setting
+from altcore_interventions.nonfinite import Streak
 
 if TYPE_CHECKING:
     from altcore.plugin import NonFinite, Step
@@ -28,27 +29,23 @@ class SkipNonfinite:
     most_consecutive: int = setting(
         100, help="non-finite steps in a row that are skipped uncounted", validator=ge(1)
     )
-    consecutive: int = field(init=False, default=0)
-    """Non-finite steps in a row, up to ``last_step``."""
-    last_step: int = field(init=False, default=0)
+    nonfinite: Streak = field(init=False, factory=Streak)
 
     @hookimpl
     def on_nan(self, step: Step, where: NonFinite) -> SkipStep | None:
         """Skip the step while there are not too many of them."""
-        self.consecutive = self.consecutive + 1 if step.index == self.last_step + 1 else 1
-        self.last_step = step.index
-        if self.consecutive > self.most_consecutive:
+        count = self.nonfinite.add(step)
+        if count > self.most_consecutive:
             return None
         return SkipStep(
             counts=False,
-            reason=f"{where}; skipped uncounted ({self.consecutive} of {self.most_consecutive} "
-            "in a row)",
+            reason=f"{where}; skipped uncounted ({count} of {self.most_consecutive} in a row)",
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the count, as plain data."""
-        return {"consecutive": self.consecutive, "last_step": self.last_step}
+        return attrs.asdict(self.nonfinite)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.consecutive, self.last_step = state["consecutive"], state["last_step"]
+        self.nonfinite = Streak(**state)

@@ -13,7 +13,7 @@ from altcore.engine import Step
 from altcore.hooks import NonFinite, build
 from altcore.recipes import Layer, read_recipe
 from altcore_interventions.loss_scale import LossScale
-from altcore_interventions.overflow import is_lost_gradient
+from altcore_interventions.nonfinite import is_lost_gradient
 
 LOST = NonFinite("gradient", "a.weight", value=float("inf"))
 
