@@ -20,7 +20,7 @@ _VIEWS = (
     *("permute", "movedim", "moveaxis", "unsqueeze", "squeeze", "expand", "expand_as", "flatten"),
     *("unflatten", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "contiguous"),
     *("clone", "detach", "index_select", "gather", "take_along_dim", "diagonal", "adjoint"),
-    *("ravel", "alias", "broadcast_to", "flip", "fliplr", "flipud", "roll", "rot90", "repeat"),
+    *("ravel", "broadcast_to", "flip", "fliplr", "flipud", "roll", "rot90", "repeat"),
     *("tile", "repeat_interleave", "hsplit", "vsplit", "dsplit", "split_with_sizes", "unfold"),
     *("take", "masked_select", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"),
     *("narrow_copy",),
