@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from attrs import field, frozen
 from torch import nn
 
-from altcore.quantization.discovery import called, find_heads, find_layers, matrices, weights_of
+from altcore.quantization.discovery import called, find_layers, matrices, output_head, weights_of
 from altcore.quantization.flops import FlopCount
 from altcore.quantization.layer import QuantizedLayer
 from altcore.recipes import (
@@ -139,7 +139,7 @@ def coverage_of(
         model: the quantized model.
         recipe: its recipe.
         plan: the casts of each layer.
-        head: as for `altcore.quantization.discovery.find_heads`.
+        head: as for `altcore.quantization.discovery.output_head`.
         found: the layers that the model had when it was quantized.
         layers: those of them that are quantized.
         flops: of a training step, if they were counted.
@@ -169,7 +169,7 @@ def coverage_of(
     share = sum(n for key, n in parameters.items() if key in on_grid) / (
         sum(parameters.values()) or 1
     )
-    heads = find_heads(model, head)
+    last = output_head(model, head)
     total = flops.total
     shares = {o: n / total for o, n in flops.by_operand.items() if total and n}
     return Coverage(
@@ -177,7 +177,7 @@ def coverage_of(
         share,
         flops.both / total if total else None,
         {o: shares[o] for o in OPERANDS if o in shares},
-        next((n for n, m in model.named_modules() if heads and m is heads[0]), None),
+        next((n for n, m in model.named_modules() if m is last), None),
     )
 
 

@@ -17,7 +17,7 @@ from altcore.errors import BadInput, nearest
 from altcore.recipes import Layer, some
 
 AUTO = "auto"
-"""Let `find_heads` look for the output head."""
+"""Let `output_head` look for it."""
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 """Found in the class names of modules to which attention's two products belong."""
 ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
@@ -68,14 +68,15 @@ def find_layers(model: nn.Module, head: str | None = AUTO) -> dict[str, tuple[La
 
     And every Linear and convolution whose weight is computed (as weight normalisation does), and
     every attention module: one whose class is called so, with none within it that is, or whose
-    code calls torch's attention. ``head`` is that of `find_heads`.
+    code calls torch's attention. ``head`` is that of `output_head`.
     """
-    heads = {id(m) for found in find_heads(model, head) for m in found.modules()}
+    last = output_head(model, head)
+    of_head = set() if last is None else set(last.modules())
     found = {}
     for name, module in model.named_modules():
         has_attention = _has_attention(module)
         if _has_weight(module):
-            layer = Layer(name, layer_kind(module), id(module) in heads, has_attention)
+            layer = Layer(name, layer_kind(module), module in of_head, has_attention)
         elif has_attention:
             layer = Layer(name, "attention", has_attention=True)
         else:
@@ -165,60 +166,48 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(inner)
 
 
-def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
-    """Return the output head, as a list of none or one.
+def output_head(model: nn.Module, head: str | None = AUTO) -> nn.Module | None:
+    """Return the output head, which named recipes leave alone; None if there is none.
 
     ``head`` names it, or is None for a model that has none. Otherwise it is what the model's
     ``get_output_embeddings`` returns (models of the transformers library have it; their base
-    models have no head), else the last of several linear layers. A head that adapters wrap is the
-    wrapper, with all that is in it. Raises `BadInput` for a name that the model does not have,
-    and for that of a module without a layer.
+    models have no head), else the last linear layer, unless no other linear or convolutional one
+    is there. A head that adapters wrap is the wrapper, with all that is in it. Raises `BadInput`
+    for a name that the model does not have, and for that of a module without a layer.
     """
     if head is None:
-        return []
+        return None
     modules = dict(model.named_modules())
+    products = {n: k for n, m in modules.items() if (k := layer_kind(m)) in ("linear", "conv")}
+    linears = [n for n, kind in products.items() if kind == "linear"]
     if head != AUTO:
         named = modules.get(head)
         if named is None or not any(map(_has_weight, named.modules())):
-            names = [n for n, m in modules.items() if layer_kind(m) == "linear"]
             problem = f"the model has no module {head!r}"
             if named is not None:
                 problem = f"module {head!r}, a {type(named).__name__}, neither is nor has a layer"
             raise BadInput(
                 problem,
                 key="head",
-                meant=nearest(head, names),
-                hint=f"linear layers are {some(names)}",
+                meant=nearest(head, linears),
+                hint=f"linear layers are {some(linears)}",
             )
-        return [named]
+        return named
     getter = getattr(model, "get_output_embeddings", None)
     if callable(getter):
-        found = getter()
-        if isinstance(found, nn.Module):
-            return [found]
+        if isinstance(found := getter(), nn.Module):
+            return found
         if getattr(model, "base_model", None) is model:
-            return []
-    linears = [n for n, m in modules.items() if layer_kind(m) == "linear"]
-    return [_wrapper(modules, linears[-1])] if len(linears) > 1 else []
-
-
-def output_head(model: nn.Module) -> nn.Module | None:
-    """Return what the model calls its output embeddings, else its last linear layer, if it has one.
-
-    Unlike `find_heads`, which says what a recipe leaves alone, it takes a single linear layer, and
-    no wrapper of one.
-    """
-    getter = getattr(model, "get_output_embeddings", None)
-    if callable(getter) and isinstance(found := getter(), nn.Module):
-        return found
-    linears = [m for m in model.modules() if layer_kind(m) == "linear"]
-    return linears[-1] if linears else None
+            return None
+    last = _wrapper(modules, linears[-1]) if linears else model
+    own = set(last.modules())
+    return last if any(modules[n] not in own for n in products) else None
 
 
 def _wrapper(modules: dict[str, nn.Module], name: str) -> nn.Module:
     """The outermost module around a layer that wraps it, as adapters do; else the layer."""
     parts = name.split(".")
-    parents = (".".join(parts[:i]) for i in range(1, len(parts)))
+    parents = (".".join(parts[:i]) for i in range(len(parts)))
     wrapping = (
         modules[p] for p in parents if isinstance(modules[p]._modules.get("base_layer"), nn.Module)
     )

@@ -62,7 +62,7 @@ class Quantization:
     seed: int = 0
     """Of stochastic rounding."""
     head: str | None = AUTO
-    """The output head: a module's name, None, or found as `find_heads` does."""
+    """The output head: a module's name, None, or found as `output_head` does."""
     context: Context = field(init=False)
     plan: ResolvedRecipe = field(init=False)
     """The cast of each operand and role, by layer: ``plan[layer]["weight@fwd"]``; None for one

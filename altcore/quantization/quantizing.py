@@ -33,7 +33,7 @@ def quantize_model(
         compute: in which type products run; see `altcore.quantization.compute.COMPUTES`.
         seed: of stochastic rounding.
         head: the output head, which named recipes leave alone: a module's name, None if the model
-            has none, or ``auto`` (see `altcore.quantization.discovery.find_heads`).
+            has none, or ``auto`` (see `altcore.quantization.discovery.output_head`).
         optimizer: its steps are then followed by `Quantization.store`; without it, call that after
             each step of a recipe that stores anything.
 

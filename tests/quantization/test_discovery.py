@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 
 import altcore
 from altcore import BadInput, quantize_model
-from altcore.quantization.discovery import find_heads, find_layers, output_head
+from altcore.quantization.discovery import find_layers, output_head
 
 
 def test_a_layer_parametrized_afterwards_is_named():
@@ -64,36 +64,40 @@ class Wrapper(nn.Module):
         self.base_layer, self.lora = nn.Linear(2, 2), nn.Linear(2, 2)
 
 
-def test_the_head_of_plugins_is_found():
+def test_the_head_is_found():
     """By what the model says, else the last linear layer, Conv1D among them."""
-    transformers = pytest.importorskip("transformers")
-    model = nn.Sequential(nn.Linear(2, 2), transformers.pytorch_utils.Conv1D(2, 2), nn.ReLU())
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     assert output_head(model) is model[1]
     model.get_output_embeddings = lambda: model[0]
     assert output_head(model) is model[0]
+    assert output_head(model, None) is None
+    assert output_head(model, "1") is model[1]
+    with pytest.raises(BadInput, match="the model has no module '2'"):
+        output_head(model, "2")
+    with pytest.raises(BadInput, match=r"^head: module '2', a ReLU, neither .*layers are 0, 1$"):
+        output_head(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()), "2")
     model.get_output_embeddings = lambda: None
     assert output_head(model) is model[1]
-    assert output_head(nn.Sequential(nn.Linear(2, 2))) is not None
-    assert output_head(nn.Sequential(nn.ReLU())) is None
-
-
-def test_the_head_is_found():
-    """By what the model says, else the last Linear, with what is wrapped around it."""
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    assert find_heads(model) == [model[1]]
-    model.get_output_embeddings = lambda: model[0]
-    assert find_heads(model) == [model[0]]
-    assert find_heads(model, None) == []
-    assert find_heads(model, "1") == [model[1]]
-    with pytest.raises(BadInput, match="the model has no module '2'"):
-        find_heads(model, "2")
-    with pytest.raises(BadInput, match=r"^head: module '2', a ReLU, neither .*layers are 0, 1$"):
-        find_heads(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()), "2")
-    model.get_output_embeddings = lambda: None
-    assert find_heads(model) == [model[1]]
     model.base_model = model  # as base models of the transformers library
-    assert find_heads(model) == []
+    assert output_head(model) is None
+    transformers = pytest.importorskip("transformers")
+    model = nn.Sequential(nn.Linear(2, 2), transformers.pytorch_utils.Conv1D(2, 2), nn.ReLU())
+    assert output_head(model) is model[1]
+
+
+def test_a_head_that_adapters_wrap_is_the_wrapper():
+    """Recipes and plugins leave alone all that is in it."""
     wrapped = nn.Sequential(nn.Linear(2, 2), Wrapper())
-    assert find_heads(wrapped) == [wrapped[1]]
+    assert output_head(wrapped) is wrapped[1]
     heads = [layer.name for layer, _ in find_layers(wrapped).values() if layer.is_head]
     assert heads == ["1.base_layer", "1.lora"]
+
+
+@pytest.mark.parametrize("lone", [nn.Linear(2, 2), Wrapper()])
+def test_only_the_last_of_several_layers_is_a_head(lone):
+    """A lone layer is none, nor is one that adapters wrap; after a convolution it is one."""
+    around = nn.Sequential(nn.Embedding(2, 2), lone, nn.LayerNorm(2), nn.ReLU())
+    assert output_head(lone) is output_head(around) is output_head(nn.ReLU()) is None
+    images = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten(), lone)
+    assert output_head(images) is lone
+    assert output_head(images[:2]) is None

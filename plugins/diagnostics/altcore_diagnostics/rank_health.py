@@ -183,4 +183,4 @@ def critical_layers(model: nn.Module, projections: Sequence[str]) -> set[str]:
     if blocks is not None:
         named = blocks[-1].named_modules()
         chosen += [m for n, m in named if any(fnmatchcase(n, p) for p in projections)]
-    return {names[id(p)] for m in chosen for p in m.parameters(recurse=False) if p.dim() >= 2}
+    return {names[id(p)] for m in chosen for p in m.parameters() if p.dim() >= 2}

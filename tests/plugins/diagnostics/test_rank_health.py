@@ -201,11 +201,22 @@ def test_which_layers_are_output_critical(start):
     last = "transformer.h.1"
     expected = {"transformer.wte", f"{last}.attn.c_proj", f"{last}.mlp.c_proj"}
     assert critical_layers(model, patterns) == expected <= set(matrices(model))
-    assert critical_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), patterns) == {"0"}
+    assert critical_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), patterns) == set()
     transformers = pytest.importorskip("transformers")
     assert critical_layers(nn.Sequential(nn.Conv1d(2, 2, 1)), patterns) == set()
     transposed = transformers.pytorch_utils.Conv1D(2, 2)
     assert critical_layers(nn.Sequential(nn.Linear(2, 2), transposed), patterns) == {"1"}
+
+
+def test_what_adapters_wrap_is_output_critical_with_them():
+    """The head, and a projection of the last block."""
+    model = Model()
+    for parent, name in ((model.h[1], "c_proj"), (model, "head")):
+        wrapper = nn.Module()
+        wrapper.base_layer, wrapper.lora = getattr(parent, name), nn.Linear(4, 4)
+        setattr(parent, name, wrapper)
+    names = [f"{n}.{part}" for n in ("h.1.c_proj", "head") for part in ("base_layer", "lora")]
+    assert critical_layers(model, RankHealth().output_projections) == set(names)
 
 
 def test_a_model_without_a_matrix_has_no_measure():

@@ -88,7 +88,7 @@ def test_the_transposed_layer_of_transformers():
 
 
 def test_the_head_and_what_is_named_are_left_alone():
-    """The last Linear, or what the model calls its head, with a weight tied to it."""
+    """As recipes find it, with a weight tied to it."""
     large = torch.full((2, 2), 1e3)
     model = two_layers()
     found = clip(model, {"0.weight": large, "1.weight": large})
@@ -101,6 +101,10 @@ def test_the_head_and_what_is_named_are_left_alone():
     assert not torch.equal(found["1.weight"], large)
     model[1].weight = model[0].weight
     assert torch.equal(clip(model, {"0.weight": large})["0.weight"], large)
+    assert not torch.equal(clip(nn.Linear(2, 2), {"weight": large})["weight"], large)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential())
+    model[1].base_layer, model[1].lora = nn.Linear(2, 2), nn.Linear(2, 2)  # as adapters wrap it
+    assert torch.equal(clip(model, {"1.base_layer.weight": large})["1.base_layer.weight"], large)
 
 
 def test_what_is_not_finite_stays():
