@@ -98,6 +98,7 @@ if TYPE_CHECKING:
         MOVES,
         AttentionCall,
         WeightGrid,
+        has_transposed_weight,
         output_head,
     )
     from altcore.recipes import (
@@ -197,6 +198,7 @@ _HOME = {
     "MeasureTable": "altcore.engine",
     "QuantizedWeight": "altcore.engine",
     "active_quantizers": "altcore.engine",
+    "has_transposed_weight": "altcore.quantization",
     "interval_width_of": "altcore.engine",
     "inverse_scale": "altcore.engine",
     "join_moments": "altcore.engine",
@@ -308,6 +310,7 @@ __all__ = [
     "follow_flips",
     "full_summary",
     "get_format",
+    "has_transposed_weight",
     "have_spread",
     "holm",
     "hookimpl",

@@ -8,7 +8,13 @@ from altcore.quantization.attention import AttentionCall
 from altcore.quantization.checks import FSDP_MARK
 from altcore.quantization.coded_weights import CodedWeight, weight_codes
 from altcore.quantization.context import this_rank
-from altcore.quantization.discovery import find_layers, matrices, output_head, tied_matrices
+from altcore.quantization.discovery import (
+    find_layers,
+    has_transposed_weight,
+    matrices,
+    output_head,
+    tied_matrices,
+)
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
 from altcore.quantization.quantization import Quantization, is_quantized
 from altcore.quantization.quantizer import random_key
@@ -33,6 +39,7 @@ __all__ = [
     "check_quantization_state",
     "check_roundable",
     "find_layers",
+    "has_transposed_weight",
     "is_quantized",
     "matrices",
     "output_head",

@@ -10,7 +10,7 @@ import torch
 from attrs.validators import gt
 from torch import Tensor, nn
 
-from altcore.plugin import hookimpl, output_head, setting
+from altcore.plugin import has_transposed_weight, hookimpl, output_head, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run
@@ -76,11 +76,6 @@ def unit_norms(x: Tensor, last: bool = False) -> Tensor:
 
 
 def transposed_weights(model: nn.Module) -> set[int]:
-    """Return the ids of weights that are stored as (in, out)."""
-    return {id(m.weight) for m in model.modules() if is_transposed(m)}
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether this is the linear layer of the transformers library that is called Conv1D."""
-    cls = type(module)
-    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+    """Return the ids of the parameters of layers whose weight is (in, out)."""
+    layers = filter(has_transposed_weight, model.modules())
+    return {id(p) for layer in layers for p in layer.parameters(recurse=False)}

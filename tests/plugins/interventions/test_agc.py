@@ -76,12 +76,14 @@ def test_units_agree_with_the_equation(layer):
     assert not torch.equal(found[-1], gradient[-1])
 
 
-def test_the_transposed_layer_of_transformers():
-    """Its weight is (in, out): units are columns."""
+@pytest.mark.parametrize("is_subclass", [False, True])
+def test_the_transposed_layer_of_transformers(is_subclass):
+    """Its weight is (in, out): units are columns; of a subclass, too."""
     from transformers.pytorch_utils import Conv1D
 
     torch.manual_seed(0)
-    model = two_layers(Conv1D(4, 3))
+    cls = type("Own", (Conv1D,), {}) if is_subclass else Conv1D
+    model = two_layers(cls(4, 3))
     gradient = torch.randn(3, 4)
     found = clip(model, {"0.weight": gradient})["0.weight"]
     torch.testing.assert_close(found, slow(model[0].weight.detach().t(), gradient.t()).t())
