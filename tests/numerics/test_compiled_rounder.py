@@ -27,7 +27,7 @@ from altcore.numerics.compiled_rounder import CompiledRounder
 from altcore.numerics.torch_arithmetic import PART, TorchBlockRounder, TorchRounder
 from altcore.numerics.torch_rounding import _first_bits
 
-FORMATS = [E4M3, E5M2, E0M7, E7M0, BF16, FLAT, NF, WIDE]
+FORMATS = [get_format("E2M1"), E4M3, E5M2, E0M7, E7M0, BF16, FLAT, NF, WIDE]
 RULES = [
     *(NEAREST, Rule("nearest-away"), Rule("to-zero"), Rule("up"), Rule("down")),
     *(Rule("log-nearest"), Rule("stochastic"), Rule(overflow="nan"), Rule(overflow="inf")),
