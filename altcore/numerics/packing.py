@@ -14,14 +14,13 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic
 from altcore.numerics.block_scales import spread
 from altcore.numerics.blocks import round_blocks
 from altcore.numerics.checks import check_axis, check_floating, refuse
 from altcore.numerics.codes import decode, encode
-from altcore.numerics.resolve import key_for, resolve_format, rule_for
+from altcore.numerics.resolve import Scale, key_for, resolve_format, rule_for, scale_pair
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 
@@ -61,7 +60,7 @@ class Packed:
 def pack(
     x: Tensor,
     fmt: AnyFormat | str,
-    scale: float | Tensor | None = None,
+    scale: Scale = None,
     *,
     axis: int | None = None,
     rounding: str | Stochastic = "nearest-even",
@@ -88,7 +87,7 @@ def pack(
         return _pack_blocks(x, fmt, along, rule, key_for(x, rule, key))
     _check_width(fmt, fmt)
     refuse(f"format {fmt.name} has no blocks", axis=axis)
-    s = None if scale is None else _one_scale(scale, x, fmt)
+    s = _one_scale(scale, x, fmt)
     codes = encode(x, fmt, s, rounding=rounding, overflow=overflow, key=key)
     return Packed(fmt, tuple(x.shape), None, pack_bits(codes, fmt.bits), None, s)
 
@@ -183,18 +182,14 @@ def _check_blocks(
     return axis
 
 
-def _one_scale(scale: float | Tensor, x: Tensor, fmt: Format) -> Tensor:
+def _one_scale(scale: Scale, x: Tensor, fmt: Format) -> Tensor | None:
     """The scale as `unpack` has it, so that codes are those of the same number."""
-    scale, dtype = as_builtin(scale), compute_dtype(torch.float32, fmt)
     if isinstance(scale, Tensor):
         check_floating(scale, "scale")
         if scale.numel() != 1:
             raise BadInput(f"a packed tensor has one scale, not {list(scale.shape)}")
-        return scale.detach().reshape(()).to(device=x.device, dtype=dtype)
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise BadInput(f"scale: a scale is a number or a tensor, not {scale!r}")
-    s = torch.tensor(float(scale), dtype=torch.float64, device="cpu")
-    return s.to(device=x.device, dtype=dtype)
+        scale = scale.reshape(())
+    return scale_pair(scale, torch.empty((), dtype=torch.float32, device=x.device), fmt)[0]
 
 
 def _pack_blocks(
