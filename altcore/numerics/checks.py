@@ -150,10 +150,10 @@ def check_choice(what: str, value: str, known: Collection[str]) -> None:
 
 
 def check_block_rule(fmt: BlockFormat, rule: Rule) -> None:
-    """Raise `BadInput` for a rule that is unknown, or an overflow that blocks do not take."""
-    check_rule(fmt.element, rule)
+    """Raise `BadInput` for a rounding that is unknown, or an overflow that blocks do not take."""
     if rule.overflow != "saturate":
         raise BadInput(f"format {fmt.name} saturates within its blocks: overflow must be saturate")
+    check_rule(fmt.element, rule)
 
 
 def check_blocks(x: Tensor, fmt: BlockFormat, axis: int) -> None:

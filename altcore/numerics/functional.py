@@ -21,6 +21,7 @@ from altcore.numerics.codes import decode, encode
 from altcore.numerics.magnitudes import amax
 from altcore.numerics.resolve import (
     Scale,
+    block_rule_for,
     find_grid,
     key_for,
     resolve_format,
@@ -30,7 +31,6 @@ from altcore.numerics.resolve import (
 )
 from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
-from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
 from altcore.numerics.tracing import is_untraced, untraced
@@ -89,7 +89,8 @@ def quantize(
         if scaling is not None:
             raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
         refuse(f"format {fmt.name} brings its own blocks", block=block)
-        rule, along = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
+        check_floating(x)
+        rule, along = block_rule_for(fmt, rounding, overflow), check_axis(x, axis)
         found = round_blocks(x, fmt, rule, axis=along, key=key_for(x, rule, key))
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
         return found.values, own if found.scale is None else found.scale
@@ -149,7 +150,8 @@ def fake_quantize(
             raise BadInput(f"format {fmt.name} brings its own scales: scale must be None")
         if gradient != "straight-through":
             raise BadInput(f"format {fmt.name}: the gradient of block formats is straight-through")
-        rule, along = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
+        check_floating(x)
+        rule, along = block_rule_for(fmt, rounding, overflow), check_axis(x, axis)
         key = key_for(x, rule, key)
         if not _is_differentiated(x):
             return fake_blocks(x, fmt, rule, axis=along, key=key)
@@ -260,10 +262,3 @@ def _scales(
 @untraced  # torch.compile cannot trace the making of a frozen object
 def _amax_blocks(fmt: Format, block: int) -> BlockFormat:
     return BlockFormat(f"{fmt.name} in blocks", fmt, block, "amax")
-
-
-def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str | Stochastic, overflow: str) -> Rule:
-    check_floating(x)
-    if overflow != "saturate":
-        raise BadInput(f"format {fmt.name} saturates within its blocks: overflow must be saturate")
-    return rule_for(rounding, overflow)

@@ -20,7 +20,7 @@ from altcore.numerics.block_scales import spread
 from altcore.numerics.blocks import round_blocks
 from altcore.numerics.checks import check_axis, check_floating, refuse
 from altcore.numerics.codes import decode, encode
-from altcore.numerics.resolve import Scale, key_for, resolve_format, rule_for, scale_pair
+from altcore.numerics.resolve import Scale, block_rule_for, key_for, resolve_format, scale_pair
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 
@@ -82,8 +82,8 @@ def pack(
     fmt = resolve_format(fmt)
     check_floating(x)
     if isinstance(fmt, BlockFormat):
-        along = _check_blocks(x, fmt, scale, axis, overflow)
-        rule = rule_for(rounding, overflow)
+        rule = block_rule_for(fmt, rounding, overflow)
+        along = _check_blocks(x, fmt, scale, axis)
         return _pack_blocks(x, fmt, along, rule, key_for(x, rule, key))
     _check_width(fmt, fmt)
     refuse(f"format {fmt.name} has no blocks", axis=axis)
@@ -156,9 +156,7 @@ def _check_width(element: Format, fmt: AnyFormat) -> None:
         raise BadInput(f"format {fmt.name}: a code has {element.bits} bits; 8 at most are packed")
 
 
-def _check_blocks(
-    x: Tensor, fmt: BlockFormat, scale: object, axis: int | None, overflow: str
-) -> int:
+def _check_blocks(x: Tensor, fmt: BlockFormat, scale: object, axis: int | None) -> int:
     _check_width(fmt.element, fmt)
     if fmt.scale_format is not None:
         _check_width(fmt.scale_format, fmt)
@@ -169,8 +167,6 @@ def _check_blocks(
         )
     if scale is not None:
         raise BadInput(f"format {fmt.name}: its blocks have scales of their own, and no other")
-    if overflow != "saturate":
-        raise BadInput(f"format {fmt.name}: blocks saturate; overflow cannot be {overflow!r}")
     axis = check_axis(x, axis)
     for a in (-2, -1) if fmt.is_square else (axis,):
         check_axis(x, a)

@@ -22,6 +22,7 @@ from altcore.formats import (
     to_single,
 )
 from altcore.numerics.checks import (
+    check_block_rule,
     check_choice,
     check_floating,
     check_rule,
@@ -158,6 +159,13 @@ def rule_for(rounding: str | Stochastic, overflow: str) -> Rule:
         check_choice("rounding", rounding, ROUNDINGS)
         check_choice("overflow", overflow, OVERFLOWS)
         raise
+
+
+def block_rule_for(fmt: BlockFormat, rounding: str | Stochastic, overflow: str) -> Rule:
+    """Return the rule of these names; `BadInput` if one is unknown, or if blocks cannot do it."""
+    rule = rule_for(rounding, overflow)
+    check_block_rule(fmt, rule)
+    return rule
 
 
 def rule_by_amax(fmt: Format, rule: Rule) -> Rule:

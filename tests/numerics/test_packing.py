@@ -318,7 +318,7 @@ def test_square_blocks_are_in_the_tensor_s_order():
         ("NVFP4-square", {}, r"NVFP4-square: axis -1 .* length 40, which blocks of 16"),
         ("MXFP4", {"axis": 2}, "axis: .* has no axis 2"),
         ("MXFP4", {"scale": 1.0}, "MXFP4: its blocks have scales of their own"),
-        ("MXFP4", {"overflow": "nan"}, "MXFP4: blocks saturate"),
+        ("MXFP4", {"overflow": "nan"}, "MXFP4 saturates within its blocks"),
         ("BF16", {}, "BF16: a code has 16 bits"),
         ("MXFP5", {}, "MXFP5"),
         ("E4M3", {"scale": torch.ones(2)}, r"one scale, not \[2\]"),
