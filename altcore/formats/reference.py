@@ -106,7 +106,7 @@ def _choose(
     if rounding == "nearest-away" or fmt.ties == "up":
         return outer
     # Both even: a format without subnormals, between zero and its first value.
-    return outer if _even(fmt, outer) and not _even(fmt, inner) else inner
+    return outer if is_even(fmt, outer) and not is_even(fmt, inner) else inner
 
 
 def _side(exact: Fraction, fmt: Format, above: int, rounding: str) -> Fraction:
@@ -154,11 +154,23 @@ def _value(fmt: Format, values: tuple[float, ...], index: int) -> Fraction:
     return Fraction(values[index]) if index < len(values) else fmt.beyond[1]
 
 
-def _even(fmt: Format, index: int) -> bool:
-    """Beyond each end, the parity goes on."""
+def is_even(fmt: Format, index: int) -> bool:
+    """Whether a tie goes to the value of this index; beyond each end the parity goes on."""
     if index < 0:
         return not fmt.even[0]
     return fmt.even[index] if index < len(fmt.even) else not fmt.even[-1]
+
+
+def has_code(fmt: Format, overflow: str) -> bool:
+    """Whether a format has the code, if any, that an overflow rule asks for.
+
+    >>> from altcore.formats import float_format
+    >>> [has_code(float_format("E3M4", 3, 4), overflow) for overflow in OVERFLOWS]
+    [True, False, False, True]
+    """
+    if overflow == "inf":
+        return bool(fmt.inf_codes)
+    return overflow != "nan" or bool(fmt.nan_codes)
 
 
 def no_code(fmt: Format, overflow: str) -> BadInput:
@@ -181,8 +193,7 @@ def _overflowed(x: float | Fraction, fmt: Format, overflow: str) -> float:
         return _signed(fmt.values[-1] if positive else fmt.values[0], x)
     if overflow == "raise":
         raise BadInput(f"a value overflows format {fmt.name}")
-    if overflow == "inf" and fmt.inf_codes:
-        return math.inf if positive else -math.inf
-    if overflow == "nan" and fmt.nan_codes:
-        return math.nan
-    raise no_code(fmt, overflow)
+    if not has_code(fmt, overflow):
+        raise no_code(fmt, overflow)
+    infinity = math.inf if positive else -math.inf
+    return infinity if overflow == "inf" else math.nan

@@ -17,10 +17,13 @@ from altcore.formats import (
     BlockFormat,
     Format,
     Stochastic,
+    has_code,
     no_code,
 )
 from altcore.numerics.rules import COUNTS, ERRORS, Meters, Rule
 from altcore.numerics.tracing import constant, is_plain
+
+_has_code = constant(has_code)  # torch.compile cannot trace the lock of a cached property
 
 
 def check_rule(fmt: Format, rule: Rule) -> None:
@@ -40,11 +43,6 @@ def check_stochastic(settings: Stochastic) -> None:
             f"random_bits: a whole number from 1 to {ALL_BITS} is needed, not {bits!r:.60}"
         )
     check_choice("few_bits", settings.few_bits, FEW_BITS)
-
-
-@constant  # torch.compile cannot trace the lock of a cached property
-def _has_code(fmt: Format, overflow: str) -> bool:
-    return bool(fmt.inf_codes if overflow == "inf" else fmt.nan_codes)
 
 
 def check_floating(x: Tensor, name: str = "x") -> None:

@@ -21,6 +21,7 @@ from altcore.formats import (
     BlockFormat,
     FloatFormat,
     Format,
+    is_even,
     log_boundary,
     to_single,
 )
@@ -220,9 +221,7 @@ def _tie_goes_in(fmt: Format, rounding: str, above: int, inner_above: bool) -> b
         return False
     if fmt.ties == "down":
         return True
-    # Beyond each end, the parity goes on.
-    low_even = fmt.even[above - 1] if above else not fmt.even[0]
-    high_even = fmt.even[above] if above < len(fmt.even) else not fmt.even[-1]
+    low_even, high_even = is_even(fmt, above - 1), is_even(fmt, above)
     return low_even == high_even or high_even == inner_above
 
 

@@ -17,6 +17,7 @@ from altcore.formats import (
     ScaleRule,
     Stochastic,
     full_rounding,
+    has_code,
     saved,
 )
 
@@ -178,8 +179,4 @@ def is_tapered(fmt: Format) -> bool:
 
 def has_overflow(fmt: AnyFormat, overflow: str) -> bool:
     """Whether a format has the code that an overflow rule asks for."""
-    if isinstance(fmt, BlockFormat):
-        return overflow == "saturate"
-    if overflow == "inf":
-        return bool(fmt.inf_codes)
-    return overflow != "nan" or bool(fmt.nan_codes)
+    return overflow == "saturate" if isinstance(fmt, BlockFormat) else has_code(fmt, overflow)
