@@ -151,7 +151,12 @@ class Format:
 
         Raises `BadInput` where the format has no such value.
         """
-        return _code_of(self, value)
+        codes = [c for c, v in enumerate(self.code_values) if v == value]
+        codes = list(self.nan_codes[:1]) if math.isnan(value) else codes
+        if not codes:
+            raise BadInput(f"{shown(value)} is not a value of format {self.name}")
+        sign = math.copysign(1.0, value)
+        return min(codes, key=lambda c: math.copysign(1.0, self.code_values[c]) != sign)
 
     def index_of(self, value: float) -> int:
         """Return the position of a finite grid value in `values`; `BadInput` if off the grid."""
@@ -170,16 +175,3 @@ def to_single(value: float) -> float:
         return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         return math.copysign(math.inf, value)
-
-
-def _code_of(fmt: Format, value: float) -> int:
-    wanted = (math.isnan(value), math.copysign(1.0, value))
-    fallback = None
-    for code, v in enumerate(fmt.code_values):
-        if v == value or (wanted[0] and math.isnan(v)):
-            if wanted[0] or math.copysign(1.0, v) == wanted[1]:
-                return code
-            fallback = code if fallback is None else fallback
-    if fallback is None:
-        raise BadInput(f"{shown(value)} is not a value of format {fmt.name}")
-    return fallback
