@@ -13,6 +13,7 @@ from altcore.errors import BadInput, with_article
 from altcore.quantization.discovery import called, layer_kind, matrices, tied_matrices
 from altcore.recipes import (
     LOOKUP,
+    OF_PARAMETERS,
     PRODUCT_OPERANDS,
     PRODUCTS,
     STORED,
@@ -26,8 +27,6 @@ from altcore.recipes import (
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The types that a product takes. torch's own types of 8 bits and fewer only hold numbers."""
-KEPT = (*STORED, "weight_gradient")
-"""Roles of a parameter itself, not of an operand."""
 FSDP_MARK = "_is_fsdp_managed_module"
 """An attribute that FSDP, 1 and 2, leaves on every module whose parameters it shards."""
 
@@ -88,9 +87,7 @@ def with_ties(
     """
     made = {name: dict(casts) for name, casts in plan.items()}
     for names, full, operand in (
-        (names, full, operand)
-        for names, full in tied_matrices(model)
-        for operand in ("weight_gradient", *STORED)
+        (names, full, operand) for names, full in tied_matrices(model) for operand in OF_PARAMETERS
     ):
         old = {n: before[n][operand] if before else None for n in names}
         new = [made[n][operand] for n in names if made[n][operand] != old[n]]
@@ -137,7 +134,7 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts) -> N
 def _check_weights(name: str, module: nn.Module, casts: Casts) -> None:
     """Refuse weights that no scale fits, or that are not whole in this process."""
     for own, parameter in matrices(module).items():
-        for role in KEPT:
+        for role in OF_PARAMETERS:
             if casts[role]:
                 check_whole(name, module, own, role)
         if casts["weight@fwd"] or casts[LOOKUP] or casts["stored_weight"]:

@@ -14,11 +14,11 @@ from altcore.quantization.layer import QuantizedLayer
 from altcore.recipes import (
     ATTENTION_OPERANDS,
     LOOKUP,
+    OF_PARAMETERS,
     OPERANDS,
     PRODUCT_OPERANDS,
     PRODUCTS,
     ROLES,
-    STORED,
     Casts,
     Layer,
     Recipe,
@@ -232,7 +232,7 @@ def _met(
         met |= {o for o in (*PRODUCT_OPERANDS, LOOKUP, *ATTENTION_OPERANDS) if casts[o]}
         is_product = casts["weight@fwd"] or casts[LOOKUP]
         weights |= set(weights_of(quantized.module)) if is_product else set()
-    met |= {o for o in ("weight_gradient", *STORED) if casts[o]}
+    met |= {o for o in OF_PARAMETERS if casts[o]}
     return tuple(o for o in OPERANDS if o in met), weights
 
 

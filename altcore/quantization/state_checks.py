@@ -43,7 +43,9 @@ def check_quantization_state(
         raise InvalidCheckpoint(f"its plan cannot be read: {error}") from error
     if other := sorted(plan.keys() ^ q.found.keys()):
         raise InvalidCheckpoint(f"the layer {other[0]} is in its plan or in the model, not in both")
-    casts = {full: c for name, full, _ in unique_matrices(q.model) if (c := plan[name][STORED])}
+    casts = {
+        full: c for name, full, _ in unique_matrices(q.model) if (c := plan[name]["stored_weight"])
+    }
     if other := sorted(casts.keys() ^ state["stored"].keys()):
         raise InvalidCheckpoint(f"{other[0]} is stored by its plan, or has a scale: not both")
     for name, cast in casts.items() if is_healthy else ():
@@ -72,7 +74,9 @@ def check_moments(
         InvalidCheckpoint: naming the moment.
     """
     plan, scales = resolved_from_plain(state["plan"]), dict(state["moments"])
-    casts = {id(p): (full, plan[name][MOMENTS]) for name, full, p in unique_matrices(q.model)}
+    casts = {
+        id(p): (full, plan[name]["optimizer_state"]) for name, full, p in unique_matrices(q.model)
+    }
     for parameter, entry in moments:
         full, cast = casts.get(id(parameter), ("", None))
         if cast is None:
@@ -97,7 +101,7 @@ def unstored(
     """
     made = {
         layer: {
-            o: None if c and o == STORED and c.format.name in formats else c
+            o: None if c and o == "stored_weight" and c.format.name in formats else c
             for o, c in casts.items()
         }
         for layer, casts in plan.items()
@@ -105,7 +109,6 @@ def unstored(
     return made, {full for name, full, _ in unique_matrices(q.model) if made[name] != plan[name]}
 
 
-STORED, MOMENTS = "stored_weight", "optimizer_state"
 CLOSE = 2.0**-21
 """Relative. A scale that is no power of two makes no exact multiples of the grid's values."""
 

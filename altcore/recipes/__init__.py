@@ -11,6 +11,7 @@ from altcore.recipes.named import NAMED, name_of, takes_format
 from altcore.recipes.operands import (
     ATTENTION_OPERANDS,
     LOOKUP,
+    OF_PARAMETERS,
     OPERANDS,
     PRODUCT_OPERANDS,
     PRODUCTS,
@@ -37,6 +38,7 @@ __all__ = [
     "ATTENTION_OPERANDS",
     "LOOKUP",
     "NAMED",
+    "OF_PARAMETERS",
     "OPERANDS",
     "PRODUCTS",
     "PRODUCT_OPERANDS",

@@ -41,6 +41,8 @@ ATTENTION_OPERANDS = OPERANDS[9:13]
 LOOKUP = "weight@lookup"
 """A weight used outside a product: looked up in an embedding, or added as a position table."""
 STORED = ("stored_weight", "optimizer_state")
+OF_PARAMETERS = ("weight_gradient", *STORED)
+"""The roles of a parameter itself, cast once for it however many layers share it."""
 
 
 def operands_of(role: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from altcore.formats import float_format
 from altcore.recipes import (
     ATTENTION_OPERANDS,
     LOOKUP,
+    OF_PARAMETERS,
     PRODUCTS,
     STORED,
     Cast,
@@ -37,8 +38,6 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """The operands of each factor. Every operand that a recipe can cast is in one of them."""
 
-OWN = ("weight_gradient", *STORED)
-"""The roles that are cast once for a parameter, however many layers share it."""
 WIDE = Cast(float_format("E8M10", 8, 10), Scaling("none"))
 """The cast of an operand that takes part in another's Hadamard transform but is not under test.
 Its rounding is too fine to matter."""
@@ -144,7 +143,7 @@ def layer_groups(
     wanted = list(operands)
     given = [name for name, casts in plan.items() if any(casts.get(o) for o in wanted)]
     same: set[str] = set()
-    if set(wanted) <= set(OWN):
+    if set(wanted) <= set(OF_PARAMETERS):
         for names in ties:
             same.update([n for n in names if n in given][1:])
     groups: dict[str, list[str]] = {}

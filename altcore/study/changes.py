@@ -7,8 +7,8 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from altcore.recipes import OPERANDS, Cast, ResolvedRecipe
-from altcore.study.arms import FACTORS, OWN, layer_groups, merged, operands_in, select
+from altcore.recipes import OF_PARAMETERS, OPERANDS, Cast, ResolvedRecipe
+from altcore.study.arms import FACTORS, layer_groups, merged, operands_in, select
 from altcore.study.cause import best_of
 from altcore.study.variants import CAUSE_CHANGE, FORMATS, RANGE, RESCALED, STOCHASTIC, rescaled, to
 
@@ -126,7 +126,7 @@ def _in_group(plan: ResolvedRecipe, ties: Sequence[Sequence[str]], edit: Edit, g
     If all its operands are casts of parameters, that includes the layers that share one.
     """
     layers = layer_groups(plan, edit.operands, ties)[group]
-    if set(edit.operands) <= set(OWN):
+    if set(edit.operands) <= set(OF_PARAMETERS):
         shared = {n for names in ties if set(names) & set(layers) for n in names}
         layers = [*layers, *sorted(shared - set(layers))]
     return evolve(edit, group=group, layers=tuple(layers))
