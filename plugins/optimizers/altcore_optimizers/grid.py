@@ -14,7 +14,7 @@ from attrs.validators import and_, ge, gt, le, lt
 from torch import Tensor
 from torch.nn import Parameter
 
-from altcore.plugin import Format, Rule, ordinal, round_to_grid, setting, table_format
+from altcore.plugin import Format, Rule, on_grid, ordinal, round_to_grid, setting, table_format
 from altcore_optimizers.adam import adam_step
 from altcore_optimizers.groups import decay_1d_setting, decay_groups
 
@@ -124,10 +124,8 @@ class GridOptimizer(torch.optim.Optimizer):
         wanted = -group["lr"] * (direction + group["weight_decay"] * p)
 
         clip = self.settings.clip
-        one = torch.ones((), dtype=torch.float32, device=p.device)
-        scale = one if grid.scale is None else grid.scale
-        r = scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
-        here = round_to_grid(p, grid.format, r=r)
+        scale = 1.0 if grid.scale is None else grid.scale
+        here = on_grid(p, grid.format, grid.scale)
         # What is not finite has no ordinal, and stays what it is below.
         index = ordinal(here, grid.format).clamp(min=0) + clip
         values = self._table(grid.format, here)
