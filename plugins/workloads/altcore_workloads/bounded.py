@@ -19,6 +19,7 @@ from typing import BinaryIO
 HEADER = struct.Struct("<cQ")
 """Of a message: its kind, and its length in bytes."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""That a child would else answer as this process does."""
 ITEM, ERROR, END = b"i", b"e", b"."
 
 
@@ -66,13 +67,7 @@ def _items(stream: BinaryIO, memory: int) -> Iterator[bytes]:
 def _serve(produce: Callable[[], Iterator[bytes]], memory: int, writing: int) -> None:
     """Send what is produced, and end this process."""
     try:
-        for number in (
-            signal.SIGINT,
-            signal.SIGTERM,
-            signal.SIGHUP,
-            signal.SIGUSR1,
-            signal.SIGUSR2,
-        ):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         # Where a library, and Python, tell of its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
