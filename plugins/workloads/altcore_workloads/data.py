@@ -24,6 +24,7 @@ from torch import Tensor
 
 from altcore.plugin import BadInput
 from altcore_workloads.eurlex import is_source, read
+from altcore_workloads.splits import entropy
 from altcore_workloads.token_files import (
     BLOCK,
     KEY,
@@ -91,8 +92,7 @@ class Corpus:
 
         It is the loss of a model that knows the frequencies and nothing of the context.
         """
-        share = self.counts[self.counts > 0].double() / self.counts.sum()
-        return 0.0 - float((share * share.log()).sum())  # never -0.0
+        return entropy(self.counts)
 
 
 def load(data: str | os.PathLike[str] | None, token_type: str | None = None) -> Corpus:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from altcore.plugin import BadInput
+from altcore_workloads.splits import entropy, held_out
 
 KEY = "resnet18-cifar.data"
 HELD_OUT = 5
@@ -119,9 +120,7 @@ class Images:
 
         It is the loss of a model that knows the frequencies and does not look at the image.
         """
-        counts = torch.bincount(self.train.labels)
-        share = counts[counts > 0].double() / counts.sum()
-        return 0.0 - float((share * share.log()).sum())  # never -0.0
+        return entropy(torch.bincount(self.train.labels))
 
 
 def check_labels(train: Split, classes: int, source: str) -> str | None:
@@ -144,20 +143,16 @@ def check_labels(train: Split, classes: int, source: str) -> str | None:
 def with_validation(
     split: Split, where: str, keys: Sequence[bytes] | None = None
 ) -> tuple[Split, Split]:
-    """Split off the images that validate, one in five, by the digests of ``keys``.
+    """Split off the images that validate, one in five, as `held_out` chooses them by ``keys``.
 
-    A key is the image's content if none are given: no image moves when others come, and equal ones
-    stay together. Raises BadInput, naming ``where``, if the two splits cannot both have an image.
+    A key is the image's content if none are given. Raises BadInput, naming ``where``, if the two
+    splits cannot both have an image.
     """
     if keys is None:
         keys = [_bytes(image) for image in split.images]
-    digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
-    if len(set(digests)) < 2:
+    is_val = held_out(keys, HELD_OUT)
+    if all(is_val):
         raise BadInput(f"{where} needs two different images, to train and to validate", key=KEY)
-    is_val = [int.from_bytes(digest, "little") % HELD_OUT == 0 for digest in digests]
-    if len(set(is_val)) == 1:
-        least = min(digests)
-        is_val = [digest == least for digest in digests]
     chosen = torch.tensor(is_val)
     return split[~chosen], split[chosen]
 
