@@ -7,12 +7,13 @@ JSON-lines file of the same shape, an object with a field ``text`` a line, and n
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from altcore.plugin import BadInput
+from altcore_workloads.datasets_library import datasets_library
+from altcore_workloads.splits import held_out
 
 NAME = "eurlex"
 HUB = ("coastalcph/lex_glue", "eurlex")
@@ -53,23 +54,15 @@ def read(data: str) -> tuple[dict[str, bytearray], str, str]:
 
 def _load(data: str, path: str) -> Mapping[str, Any]:
     """Return the splits, by name, as the datasets library gives them."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise BadInput(
-            f"{data} needs the datasets library: pip install 'altcore-workloads[eurlex]'",
-            key="gpt.data",
-        ) from error
-    try:
+    hint = "" if path else "; without a network, give eurlex:FILE.jsonl"
+    found: Mapping[str, Any]
+    with datasets_library(data, extra="eurlex", key="gpt.data", hint=hint) as datasets:
         if path:
             given = {"train": str(Path(path).expanduser())}
-            return datasets.load_dataset("json", data_files=given)
-        return datasets.load_dataset(*HUB)
-    # The library raises whatever those below it do: of HTTP, of the disk, of a parser.
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        hint = "" if path else "; without a network, give eurlex:FILE.jsonl"
-        raise BadInput(f"{data} cannot be loaded: {reason}{hint}", key="gpt.data") from error
+            found = datasets.load_dataset("json", data_files=given)
+        else:
+            found = datasets.load_dataset(*HUB)
+    return found
 
 
 def _splits(found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -77,14 +70,9 @@ def _splits(found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     if "validation" in found:
         return _texts(found["train"]), _texts(found["validation"])
     texts = _texts(found["train"])
-    # By content, so that no document moves when others come, and equal ones stay together.
-    places = [hashlib.blake2b(t.encode("utf-8", "replace"), digest_size=8).digest() for t in texts]
-    is_val = [int.from_bytes(p, "little") % HELD_OUT == 0 for p in places]
-    if texts and len(set(is_val)) == 1:
-        least = min(places)
-        is_val = [p == least for p in places]
-    train = [t for t, held in zip(texts, is_val, strict=True) if not held]
-    return train, [t for t, held in zip(texts, is_val, strict=True) if held]
+    is_val = held_out([t.encode("utf-8", "replace") for t in texts], HELD_OUT)
+    train = [t for t, is_held in zip(texts, is_val, strict=True) if not is_held]
+    return train, [t for t, is_held in zip(texts, is_val, strict=True) if is_held]
 
 
 def _texts(rows: Mapping[str, Iterable[Any]]) -> list[str]:

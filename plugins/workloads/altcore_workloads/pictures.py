@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from altcore.plugin import BadInput
+from altcore_workloads.datasets_library import datasets_library
 from altcore_workloads.images import (
     KEY,
     NAMED,
@@ -186,26 +187,12 @@ def read_dataset(data: str, image_size: int | None) -> Images:
 
 def _load(data: str) -> Mapping[str, Any]:
     """Return the splits, by name, as the datasets library gives them."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise BadInput(
-            f"{data} needs the datasets library: pip install 'altcore-workloads[datasets]'", key=KEY
-        ) from error
     name = HUB.get(data, data.removeprefix(PREFIX))
     folder = Path(name).expanduser()
-    try:
-        if not folder.is_dir():
-            return datasets.load_dataset(name)
-        found = datasets.load_from_disk(str(folder))
-    # The library raises whatever those below it do: of HTTP, of the disk, of a parser.
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadInput(
-            f"{data} cannot be loaded: {reason}; without a network, give "
-            f"{PREFIX}FOLDER, with a folder that save_to_disk has written",
-            key=KEY,
-        ) from error
+    hint = f"; without a network, give {PREFIX}FOLDER, with a folder that save_to_disk has written"
+    with datasets_library(data, extra="datasets", key=KEY, hint=hint) as datasets:
+        is_saved = folder.is_dir()
+        found = datasets.load_from_disk(str(folder)) if is_saved else datasets.load_dataset(name)
     return found if isinstance(found, Mapping) else {"train": found}
 
 
