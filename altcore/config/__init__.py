@@ -20,6 +20,7 @@ from altcore.config.saving import save_config
 from altcore.config.train_config import (
     LONGEST_NAME,
     TrainConfig,
+    as_cost,
     check_is_no_key,
     check_name,
     defaults,
@@ -31,6 +32,7 @@ __all__ = [
     "Override",
     "TrainConfig",
     "active_of",
+    "as_cost",
     "check_is_no_key",
     "check_name",
     "defaults",

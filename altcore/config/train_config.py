@@ -321,6 +321,11 @@ def _inactive(owner: str, active: Iterable[str]) -> BadInput:
     )
 
 
+def as_cost(value: float, direction: str) -> float:
+    """Return the value whose lowest is the best one, given that of `TrainConfig.direction`."""
+    return value if direction == "min" else -value
+
+
 OWNER_KINDS = (*HOOK_KINDS, "workload", "optimizer")
 """The kinds whose plugins have settings, which are given under their names."""
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeAlias
 
 from attrs import define, field, frozen
 
 from altcore.builtin_types import digits
-from altcore.config import TrainConfig
+from altcore.config import TrainConfig, as_cost
 
 SMOOTH = 20
 """Steps whose mean loss is compared with the first loss, to see whether it has diverged."""
@@ -29,10 +28,6 @@ FEWEST = 4
 """The fewest losses of a window, two in each half: fewer have no standard error."""
 LEAST = 1e-4
 """Validation improves if its value does by this share of itself; a smaller change is rounding."""
-
-BEST: dict[str, Callable[..., Any]] = {"min": min, "max": max}
-"""By the direction of `monitor`: what takes the best of several values."""
-WORST = {"min": math.inf, "max": -math.inf}
 
 Evaluation: TypeAlias = tuple[int, float]
 """A step, and the value of `monitor` in its evaluation."""
@@ -77,8 +72,11 @@ class Trend:
         if not known:
             # The first evaluation in the window says how it began.
             known, since = since[:1], since[1:]
-        best = BEST[mode]
-        validation = (best(known, default=None), best(since, default=None))
+
+        def best(values: Sequence[float]) -> float | None:
+            return min(values, key=lambda x: as_cost(x, mode), default=None)
+
+        validation = (best(known), best(since))
         return cls(improvement, error, validation, monitor, mode)
 
     @property
@@ -97,8 +95,7 @@ class Trend:
         before, since = self.validation
         if before is None or since is None:
             return None
-        sign = 1 if self.mode == "min" else -1
-        if sign * since < sign * before - LEAST * abs(before):
+        if as_cost(since, self.mode) < as_cost(before, self.mode) - LEAST * abs(before):
             return True
         return None if self.training_improves else False
 
@@ -261,8 +258,8 @@ class Detector:
         mode = self.config.direction
         began = [window[0][0] for window in (self.window.steps, self.recent) if window]
         old = [e for e in self.evaluations if e[0] <= min(began, default=step)]
-        kept = [BEST[mode](old, key=itemgetter(1))] if old else []
-        value = value if math.isfinite(value) else WORST[mode]
+        kept = [min(old, key=lambda e: as_cost(e[1], mode))] if old else []
+        value = value if math.isfinite(value) else as_cost(math.inf, mode)
         self.evaluations = [*kept, *self.evaluations[len(old) :], (step, value)]
 
     def start_anew(self) -> None:

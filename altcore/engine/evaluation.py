@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from altcore.config import TrainConfig
+from altcore.config import TrainConfig, as_cost
 from altcore.engine.losses import (
     check_same_measures,
     loss_and_measures,
@@ -125,7 +125,7 @@ def is_better(config: TrainConfig, now: Mapping[str, Any], best: Mapping[str, An
         return False
     if other is None:
         return True
-    return bool(value < other if config.direction == "min" else value > other)
+    return as_cost(value, config.direction) < as_cost(other, config.direction)
 
 
 def warn_of_nonfinite(

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from altcore.config import as_cost
 from altcore.errors import InvalidCheckpoint, UnreadableFile
 from altcore.log import log
 from altcore.runs.manifest import checkpoints_in, is_checkpoint, kind_and_step, read_manifest
@@ -70,7 +71,7 @@ def by_merit(found: Iterable[Kept], monitor: str, mode: str) -> list[Kept]:
         # A number that is not finite is a word; an evaluation of an infinite loss is never best.
         if not (isinstance(told, int | float) and isinstance(loss, int | float)):
             return math.inf
-        return told if mode == "min" else -told
+        return as_cost(told, mode)
 
     evaluated = [kept for kept in found if value(kept) < math.inf]
     return sorted(evaluated, key=lambda kept: (value(kept), kept.step))
