@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, NoReturn
@@ -128,37 +128,46 @@ class Worker:
                 self._ended.clear()
                 for problem in damaged.values():
                     self.tell(problem)
-            taken, later = False, list[Job]()
-            for job in chain(jobs, later):
-                if job.name in self._ended or not self._may_begin(job):
-                    continue
-                if job not in later and self._comes_later(job):
-                    later.append(job)
-                    continue
-                try:
-                    held = self.ledger.take(job, self._watch, self.executor)
-                except BadInput as error:
-                    self._pass_by(job, error.problem)
-                    continue
-                except DISK as error:
-                    self._wait_for_disk(error)
-                    held = None
-                if held is not None:
-                    taken = True
-                    yield job, held
-                    # One of a higher priority may wait again.
-                    break
-                standing = self.ledger.standing(job.name)
-                if standing.state is State.DAMAGED:
-                    self._pass_by(job, standing.problem)
-                elif standing.state in (State.COMPLETED, State.FAILED):
-                    self._ended[job.name] = standing.state
-            if taken:
+            # From the first one each time: one of a higher priority may wait again.
+            if taken := self._take_first(jobs):
+                yield taken
                 continue
-            left = [job for job in jobs if job.name not in self._ended and self._may_begin(job)]
-            if not (left and self.waits) and not self.stays():
+            is_left = any(map(self._is_left, jobs))
+            if not (is_left and self.waits) and not self.stays():
                 return
-            time.sleep(PAUSE if left else STAY)
+            time.sleep(PAUSE if is_left else STAY)
+
+    def _take_first(self, jobs: Sequence[Job]) -> tuple[Job, Held] | None:
+        """Take the first job that nobody holds, those that come later last."""
+        later: list[Job] = []
+        for job in chain(jobs, later):
+            if not self._is_left(job):
+                continue
+            if job not in later and self._comes_later(job):
+                later.append(job)
+            elif held := self._take(job):
+                return job, held
+        return None
+
+    def _take(self, job: Job) -> Held | None:
+        """Take a job unless somebody holds it; note one that has ended or is damaged."""
+        try:
+            if held := self.ledger.take(job, self._watch, self.executor):
+                return held
+        except BadInput as error:
+            self._pass_by(job, error.problem)
+            return None
+        except DISK as error:
+            self._wait_for_disk(error)
+        standing = self.ledger.standing(job.name)
+        if standing.state is State.DAMAGED:
+            self._pass_by(job, standing.problem)
+        elif standing.state in (State.COMPLETED, State.FAILED):
+            self._ended[job.name] = standing.state
+        return None
+
+    def _is_left(self, job: Job) -> bool:
+        return job.name not in self._ended and self._may_begin(job)
 
     def _comes_later(self, job: Job) -> bool:
         decision = self.ledger.standing(job.name).decision
