@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from traceback import walk_tb
 from typing import Any
 
@@ -163,53 +164,66 @@ class Dispatcher:
     ) -> Iterator[tuple[Plugin, Any]]:
         """Yield each plugin with what it returned, as soon as it did.
 
-        ``history`` is an argument by plugin; a plugin without one is not called. Dictionaries are
-        handed out as copies: what a plugin does to its own reaches nobody else.
+        ``history`` is an argument by plugin; a plugin without one is not called.
         """
         self.boundary.tell_late(run)
         if not self._calls[hook]:
             return
-        known = {"run": run, **arguments}
         step = arguments.get("step")
         kept = Kept(run, step)
         due = self._due_on(run, arguments["step"]) if hook in ON_DUE_STEPS else None
+        busy = self._hearing if hook == "on_event" else set()
         failure: PluginError | None = None
         for plugin, function, names in self._calls[hook]:
-            if plugin.is_disabled or (due is not None and plugin.name not in due):
+            is_called = (
+                not plugin.is_disabled
+                and (due is None or plugin.name in due)
+                and acting in (None, plugin.acts)
+                and (history is None or plugin.name in history)
+                and plugin.name not in busy
+            )
+            if not is_called:
                 continue
-            if acting not in (None, plugin.acts):
-                continue
-            if hook == "on_event":
-                if plugin.name in self._hearing:
-                    continue
-                self._hearing.add(plugin.name)
-            if history is not None:
-                if plugin.name not in history:
-                    continue
-                known["history"] = history[plugin.name]
-            result = None
-            weights = weights_of(run, plugin, hook)
+            own = {} if history is None else {"history": history[plugin.name]}
+            known = {"run": run, **arguments, **own}
+            call = partial(_called, function, [known[name] for name in names])
+            busy.add(plugin.name)
             try:
-                with self.boundary.call(plugin, hook, run, step, kept=kept):
-                    returned = as_builtin(function(*[copied(known[name]) for name in names]))
-                    if hook in MEASURING:
-                        returned = measured(returned, known["step"].measures.get(plugin.name, ()))
-                    check_return(plugin, hook, returned)
-                    result = returned
-                if weights is not None and not plugin.is_disabled:
-                    tell_changed_weights(run, plugin, hook, weights)
+                result = self._returned(plugin, hook, call, run, step, kept)
             except PluginError as error:
                 # Everybody is told that the run is over.
                 if hook not in ("findings", "run_end"):
                     raise
                 failure = failure or error
+                continue
             finally:
-                if hook == "on_event":
-                    self._hearing.discard(plugin.name)
+                busy.discard(plugin.name)
             if result is not None:
                 yield plugin, result
         if failure:
             raise failure
+
+    def _returned(
+        self,
+        plugin: Plugin,
+        hook: str,
+        call: Callable[[], Any],
+        run: Run,
+        step: Step | None,
+        kept: Kept,
+    ) -> Any:
+        """Return what a plugin returns, checked; None if it fails and is disabled."""
+        result = None
+        weights = weights_of(run, plugin, hook)
+        with self.boundary.call(plugin, hook, run, step, kept=kept):
+            returned = call()
+            if step is not None and hook in MEASURING:
+                returned = measured(returned, step.measures.get(plugin.name, ()))
+            check_return(plugin, hook, returned)
+            result = returned
+        if weights is not None and not plugin.is_disabled:
+            tell_changed_weights(run, plugin, hook, weights)
+        return result
 
     @contextmanager
     def watching(self, hook: str, run: Run, step: Step) -> Iterator[None]:
@@ -290,6 +304,11 @@ class Dispatcher:
             if plugin.name in state and hasattr(plugin.instance, "load_state_dict"):
                 with self.boundary.call(plugin, "load_state_dict", run):
                     plugin.instance.load_state_dict(state[plugin.name])
+
+
+def _called(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Call a hook; whatever the plugin does to its dictionaries reaches nobody else."""
+    return as_builtin(function(*map(copied, arguments)))
 
 
 def _kept(value: Any) -> Any:
