@@ -99,12 +99,71 @@ def _plural(tp: Any) -> str:
 SEQUENCES: dict[Any, type] = {k: k for k in (list, tuple, set, frozenset)} | {Sequence: tuple}
 
 
+def _strict(kind: type, *accepted: type) -> Callable[[Any, Any], Any]:
+    """Return what takes values of the ``accepted`` types alone as a ``kind``."""
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"{shown(value)} is not {kind.__name__}")
+        if why := misfit(value, kind):
+            raise BadInput(f"{shown(value)} {why}")
+        return kind(value)
+
+    return structure
+
+
+def _name_or_mapping(value: Any, _: Any) -> str | dict[str, Any]:
+    if not isinstance(value, str | dict):
+        raise TypeError(f"{shown(value)} is neither a name nor a mapping")
+    return value
+
+
+def _is_sequence(tp: Any) -> bool:
+    return (get_origin(tp) or tp) in SEQUENCES
+
+
+def _sequence(value: Any, tp: Any) -> Any:
+    kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)
+    # A text is a sequence of letters, too; nobody means that. A set has another order in each
+    # process.
+    accepted = (list, tuple, set, frozenset) if kind in (set, frozenset) else (list, tuple)
+    if not isinstance(value, accepted):
+        raise TypeError(f"{shown(value)} is not a list")
+    if kind is not tuple or items[-1] is ...:
+        items = (items[0],) * len(value)
+    structure = _converter().structure
+    return SEQUENCES[kind](structure(v, i) for v, i in zip(value, items, strict=True))
+
+
+def _is_mapping(tp: Any) -> bool:
+    return get_origin(tp) is dict
+
+
+def _mapping(value: Any, tp: Any) -> Any:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{shown(value)} is not a mapping")
+    names, values = get_args(tp)
+    return {_name(k, names): _valued(k, v, values) for k, v in value.items()}
+
+
 def _name(key: Any, tp: Any) -> Any:
     """Return a mapping's key. Raises `BadInput` for one that YAML does not read as text."""
     if tp is not str or isinstance(key, str):
         return key
     why = ": YAML reads yes and no as true and false" if isinstance(key, bool) else ""
     raise BadInput(f"the name {_yaml(key)} is not text", hint=f"put it in quotes{why}", item=key)
+
+
+def _valued(name: Any, value: Any, tp: Any) -> Any:
+    """Return a mapping's value. Raises `BadInput` that has its name."""
+    try:
+        return _converter().structure(value, tp)
+    except BadInput as error:
+        error.part, error.item = error.part and f"{name} {error.part}", name
+        raise
+    except (TypeError, ValueError) as error:
+        problem = f"{_yaml(value)} is not {_expected(tp)}"
+        raise BadInput(problem, part=name, item=name) from error
 
 
 def _yaml(value: Any) -> str:
@@ -118,69 +177,16 @@ def _converter() -> cattrs.Converter:
     """A converter that converts nothing silently (plain cattrs makes 3 of 3.7)."""
     import cattrs
 
-    def strict(kind: type, accepts: tuple[type, ...]) -> Callable[[Any, Any], Any]:
-        def structure(value: Any, _: Any) -> Any:
-            if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
-                raise TypeError(f"{shown(value)} is not {kind.__name__}")
-            if why := misfit(value, kind):
-                raise BadInput(f"{shown(value)} {why}")
-            return kind(value)
-
-        return structure
-
-    def name_or_mapping(value: Any, _: Any) -> str | dict[str, Any]:
-        if not isinstance(value, str | dict):
-            raise TypeError(f"{shown(value)} is neither a name nor a mapping")
-        return value
-
-    def is_sequence(tp: Any) -> bool:
-        return (get_origin(tp) or tp) in SEQUENCES
-
-    def sequence(value: Any, tp: Any) -> Any:
-        kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)
-        # A text is a sequence of letters, too; nobody means that. A set has another order in
-        # each process.
-        accepted = (list, tuple, set, frozenset) if kind in (set, frozenset) else (list, tuple)
-        if not isinstance(value, accepted):
-            raise TypeError(f"{shown(value)} is not a list")
-        if kind is not tuple or items[-1] is ...:
-            items = (items[0],) * len(value)
-        made = (converter.structure(v, i) for v, i in zip(value, items, strict=True))
-        return SEQUENCES[kind](made)
-
-    def is_mapping(tp: Any) -> bool:
-        return get_origin(tp) is dict
-
-    def mapping(value: Any, tp: Any) -> Any:
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{shown(value)} is not a mapping")
-        names, values = get_args(tp)
-        return {_name(k, names): _valued(k, v, values) for k, v in value.items()}
-
-    def _valued(name: Any, value: Any, tp: Any) -> Any:
-        try:
-            return converter.structure(value, tp)
-        except BadInput as error:
-            error.part, error.item = error.part and f"{name} {error.part}", name
-            raise
-        except (TypeError, ValueError) as error:
-            problem = f"{_yaml(value)} is not {_expected(tp)}"
-            raise BadInput(problem, part=name, item=name) from error
-
     converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
-    converter.register_structure_hook_func(is_sequence, sequence)
-    converter.register_structure_hook_func(is_mapping, mapping)
-    accepted: dict[type, tuple[type, ...]] = {
-        int: (int,),
-        float: (int, float),
-        bool: (bool,),
-        str: (str,),
-    }
-    for kind, accepts in accepted.items():
-        converter.register_structure_hook(kind, strict(kind, accepts))
+    converter.register_structure_hook_func(_is_sequence, _sequence)
+    converter.register_structure_hook_func(_is_mapping, _mapping)
+    converter.register_structure_hook(int, _strict(int, int))
+    converter.register_structure_hook(float, _strict(float, int, float))
+    converter.register_structure_hook(bool, _strict(bool, bool))
+    converter.register_structure_hook(str, _strict(str, str))
     converter.register_structure_hook(Format, lambda v, _: get_scalar_format(v))
     converter.register_structure_hook(Format | None, lambda v, _: _scalar_or_none(v))
     converter.register_structure_hook(AnyFormat, lambda v, _: get_format(v))
     converter.register_structure_hook(AnyFormat | None, lambda v, _: format_or_none(v))
-    converter.register_structure_hook(str | dict[str, Any], name_or_mapping)
+    converter.register_structure_hook(str | dict[str, Any], _name_or_mapping)
     return converter
