@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -23,7 +23,7 @@ from altcore.sweep.preflight import (
     step_seconds,
     usual,
 )
-from altcore.sweep.rows import survey
+from altcore.sweep.rows import Row, survey
 from altcore.sweep.sweep_file import SweepFile
 
 COPIES = 2
@@ -87,19 +87,13 @@ def _findings(
     declared: Declared,
 ) -> Iterator[Finding]:
     rows = survey(ledger)
-    failed = [row for row in rows if row.exit is None or not row.exit.is_complete]
     again = f"altcore sweep check {told} --resources --executor"
+    failed = [row for row in rows if row.exit is None or not row.exit.is_complete]
     for row in failed[:1]:
         error = row.exit.error if row.exit else "it was not run"
         yield Finding(what="side by side", told=f"{row.name}: {error}", remedy=f"{again} local:1")
-    memory: dict[int, float] = {}
-    for row in rows:
-        last = ledger.standing(row.name).last
-        if last is not None and row.exit is not None:
-            used = row.exit.used.get("peak_memory_bytes", 0.0)
-            pid = last.lease.process.pid
-            memory[pid] = max(memory.get(pid, 0.0), used)
-    count, taken = len(memory), sum(memory.values()) / 1e9
+    memory = _memory(ledger, rows)
+    count, taken = len(memory), sum(memory) / 1e9
     fewer = f"{again} local:{max(1, count - 1)}"
     yield Finding(
         what="side by side: memory",
@@ -117,7 +111,6 @@ def _findings(
             told=f"a step takes {fmean(slower):.2f} times as long (limit {limits.slowdown:g})",
             remedy="" if fmean(slower) <= limits.slowdown else fewer,
         )
-
     used = [row.exit.used[BUSY] for row in rows if row.exit and BUSY in row.exit.used]
     if used:
         idle = declared.idle(fmean(used))
@@ -126,6 +119,18 @@ def _findings(
             told=idle or f"busy {fmean(used):.0f} % of the time",
             remedy=f"{again} local:{count + 1}" if idle else "",
         )
+
+
+def _memory(ledger: Ledger, rows: Iterable[Row]) -> list[float]:
+    """Return the bytes that each worker took at most."""
+    by_worker: dict[int, float] = {}
+    for row in rows:
+        last = ledger.standing(row.name).last
+        if last is not None and row.exit is not None:
+            used = row.exit.used.get("peak_memory_bytes", 0.0)
+            pid = last.lease.process.pid
+            by_worker[pid] = max(by_worker.get(pid, 0.0), used)
+    return list(by_worker.values())
 
 
 def _step_seconds(ledger: Ledger, variant: str) -> float | None:
