@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,28 +81,38 @@ class StepRecord:
             every = self.run.config.log_interval
             self.history.note_stall(self.lines.previous.values, every)
         self.history.note_loss(step.index, host["loss"])
+        self._judge(step, host, weights)
+        if step.is_recorded:
+            self._begin_line(step, host, own, (*rates, *measures))
+        return host
+
+    def _judge(self, step: Step, host: dict[str, Any], weights: WeightCheck) -> None:
+        """Add to the numbers of a step whether it is finite, and which weight is not."""
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
         at_start, before = host["norm_at_start"], step.index - 1
         bad = weights.judge(host["weights_norm"], before, is_running=True, at_start=at_start)
         host["bad_state"] = bad
         is_bad = bad is not None or bool(host["nonfinite"] or host["is_bad"])
         host["is_finite"] = all(map(math.isfinite, norms)) and not is_bad
-        if step.is_recorded:
-            line = {
-                **step.place(),
-                "loss": host["loss"],
-                **{name: host[f"/{name}"] for name in own},
-                "learning_rate": step.learning_rate,
-                "grad_norm": host["grad_norm"],
-                **({AFTER_PLUGINS: host["final_norm"]} if self.changes_gradients else {}),
-                "stored_stall_rate": None,
-                "view_stall_rate": None,
-                **{k: host[k] for k in (*rates, *measures)},
-            }
-            self.lines.begin(line)
-            self.tell_overflow(host["overflow_rate"])
-            self.tell_scales(host.get("scales", []))
-        return host
+
+    def _begin_line(
+        self, step: Step, host: Mapping[str, Any], own: Iterable[str], more: Iterable[str]
+    ) -> None:
+        """Begin a step's line: of the workload's ``own`` measures, and ``more`` of the numbers."""
+        line = {
+            **step.place(),
+            "loss": host["loss"],
+            **{name: host[f"/{name}"] for name in own},
+            "learning_rate": step.learning_rate,
+            "grad_norm": host["grad_norm"],
+            **({AFTER_PLUGINS: host["final_norm"]} if self.changes_gradients else {}),
+            "stored_stall_rate": None,
+            "view_stall_rate": None,
+            **{name: host[name] for name in more},
+        }
+        self.lines.begin(line)
+        self.tell_overflow(host["overflow_rate"])
+        self.tell_scales(host.get("scales", []))
 
     @property
     def changes_gradients(self) -> bool:
