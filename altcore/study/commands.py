@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -251,32 +252,16 @@ def _begin(
     asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
     known, steps = read(runner.folder), config.max_steps
     agreed = None if options.budget is None else agreed_steps(known, command, asked)
-    cost = None
-    if not known or (options.budget is not None and agreed is None):
-        cost = prepare(config, runner, arms, tried)
+    measure = partial(prepare, config, runner, arms, tried)
+    is_needed = not known or (options.budget is not None and agreed is None)
+    cost = measure() if is_needed else None
     if agreed is not None:
         steps = agreed
     elif options.budget is not None and cost is not None:
         steps = min(steps, steps_within(cost, options.budget, runs))
     warmup_steps = min(config.warmup_steps, max(1, steps // 10))
     runner.base = config.evolve(max_steps=steps, warmup_steps=warmup_steps)
-
-    def follow(cost: Cost) -> str:
-        """Set how often runs save a checkpoint; return what the study takes, in words."""
-        interval = config.checkpoint_interval or cost.steps_between_checkpoints
-        runner.base = runner.base.evolve(checkpoint_interval=interval)
-        whole = duration(cost.of(runs, steps))
-        return f"about {whole}{less}: {cost.step:.3f} s a step and {cost.start:.1f} s a run"
-
-    less = ", less those that are finished" if known else ""
-    told = f"at most {runs} runs of {steps} steps"
-    if cost is not None:
-        options.tell(f"{told}, {follow(cost)}; into {runner.folder}")
-    else:
-        options.tell(f"{told}{less}; into {runner.folder}")
-        runner.prepare = lambda: options.tell(
-            f"{told}, {follow(prepare(config, runner, arms, tried))}"
-        )
+    _announce(options, runner, cost or measure, runs, is_begun=bool(known))
     for caution in cautions.before_running(steps, options.shares, rows, metric_of(command, asked)):
         options.tell(f"caution: {caution}")
     question = Question(
@@ -289,6 +274,32 @@ def _begin(
         steps=steps,
     )
     return claim(runner.folder, known, question, recipe_files(options, asked))
+
+
+def _announce(
+    options: Options, runner: Runner, cost: Cost | Callable[[], Cost], runs: int, *, is_begun: bool
+) -> None:
+    """Tell what the study takes, and set how often runs save a checkpoint.
+
+    A ``cost`` that is not known is measured before the first run that has to be made.
+    """
+    told = f"at most {runs} runs of {runner.base.max_steps} steps"
+    less = ", less those that are finished" if is_begun else ""
+    into = f"; into {runner.folder}"
+
+    def follow(cost: Cost, into: str = "") -> None:
+        base = runner.base
+        interval = base.checkpoint_interval or cost.steps_between_checkpoints
+        runner.base = base.evolve(checkpoint_interval=interval)
+        whole = f"about {duration(cost.of(runs, base.max_steps))}{less}"
+        each = f"{cost.step:.3f} s a step and {cost.start:.1f} s a run"
+        options.tell(f"{told}, {whole}: {each}{into}")
+
+    if isinstance(cost, Cost):
+        follow(cost, into)
+    else:
+        options.tell(f"{told}{less}{into}")
+        runner.prepare = lambda: follow(cost())
 
 
 def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
