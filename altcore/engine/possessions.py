@@ -16,6 +16,7 @@ from altcore.engine.process_possessions import of_process
 from altcore.engine.state import Run, Step
 from altcore.engine.trespass import (
     PLAIN,
+    Bindings,
     Configuration,
     Entries,
     Names,
@@ -124,48 +125,26 @@ def _of_modules(model: nn.Module) -> Iterator[Possession]:
         yield Names(cls)
 
 
-class ModuleAttributes:
+class ModuleAttributes(Bindings):
     """A module's mode, its class, whether its calls are patched, and its numbers if torch wrote it.
 
     Models may keep numbers of their own that change when they run, as in a probe.
     """
 
-    def __init__(self, place: str, module: nn.Module) -> None:
-        self._place, self._module, self.of_pass = place, module, False
-        self._before = self._now()
-
-    def _now(self) -> dict[str, Any]:
-        is_torchs = type(self._module).__module__.startswith("torch.nn")
+    def _now(self, owner: nn.Module) -> dict[str, Any]:
+        is_torchs = type(owner).__module__.startswith("torch.nn")
         return {
-            "__class__": type(self._module),
+            "__class__": type(owner),
             **{
                 key: value
-                for key, value in vars(self._module).items()
+                for key, value in vars(owner).items()
                 if key == "training" or callable(value) or (is_torchs and isinstance(value, PLAIN))
             },
         }
 
     def _changed(self) -> list[str]:
-        now, before = self._now(), self._before
+        now, before = self._now(self._owner), self._before
         return [k for k in before | now if k not in before or k not in now or now[k] != before[k]]
-
-    @property
-    def label(self) -> str:
-        """Which of them, and of what."""
-        return f"{', '.join(self._changed())} of {self._place}"
-
-    def is_changed(self) -> bool:
-        """Whether one is new, gone or another."""
-        return bool(self._changed())
-
-    def put_back(self) -> bool:
-        """Set them."""
-        for key in self._changed():
-            if key in self._before:
-                setattr(self._module, key, self._before[key])
-            else:
-                delattr(self._module, key)
-        return True
 
 
 def _hooks(label: str, tensor: Tensor, by_value: bool) -> Iterator[Possession]:

@@ -109,33 +109,27 @@ class Entries:
         return True
 
 
-class Names:
-    """The names of a module or class: none may be bound to something else.
-
-    Nor may a class get a method that hides one of its bases.
-    """
+class Bindings:
+    """What names of an owner are bound to; a class says which names, and what counts."""
 
     of_pass = False
 
-    def __init__(self, owner: Any) -> None:
-        self._owner, self._before = owner, dict(vars(owner))
+    def __init__(self, place: str, owner: Any) -> None:
+        self._place, self._owner, self._before = place, owner, self._now(owner)
+
+    def _now(self, owner: Any) -> dict[str, Any]:
+        return dict(vars(owner))
+
+    def _changed(self) -> list[str]:
+        raise NotImplementedError
 
     @property
     def label(self) -> str:
         """Which names, and of what."""
-        return f"{', '.join(self._changed())} of {self._owner.__name__}"
-
-    def _changed(self) -> list[str]:
-        now, before = vars(self._owner), self._before
-        hiding = [k for k in now.keys() - before.keys() if callable(now[k]) and self._hides(k)]
-        return [*(k for k, v in before.items() if not _same(v, now.get(k))), *hiding]
-
-    def _hides(self, name: str) -> bool:
-        bases = self._owner.__mro__[1:] if isinstance(self._owner, type) else ()
-        return any(name in vars(base) for base in bases)
+        return f"{', '.join(self._changed())} of {self._place}"
 
     def is_changed(self) -> bool:
-        """Whether a name that was there is another thing now, or gone, or hidden."""
+        """Whether a name is bound to another thing."""
         return bool(self._changed())
 
     def put_back(self) -> bool:
@@ -146,6 +140,25 @@ class Names:
             else:
                 delattr(self._owner, name)
         return True
+
+
+class Names(Bindings):
+    """The names of a module or class: none may be bound to something else, or be gone.
+
+    Nor may a class get a method that hides one of its bases.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__(owner.__name__, owner)
+
+    def _changed(self) -> list[str]:
+        now, before = vars(self._owner), self._before
+        hiding = [k for k in now.keys() - before.keys() if callable(now[k]) and self._hides(k)]
+        return [*(k for k, v in before.items() if not _same(v, now.get(k))), *hiding]
+
+    def _hides(self, name: str) -> bool:
+        bases = self._owner.__mro__[1:] if isinstance(self._owner, type) else ()
+        return any(name in vars(base) for base in bases)
 
 
 class TensorValue:
