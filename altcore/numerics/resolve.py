@@ -76,7 +76,7 @@ def _keep(name: str) -> str:
 
 
 def find_coded(fmt: AnyFormat | str) -> Format:
-    """`find` a format that has a code for each number: `BadInput` for a block format, too."""
+    """Return a format that has a code for each number; `BadInput` for a block format, too."""
     found = resolve_format(fmt)
     if isinstance(found, BlockFormat):
         raise BadInput(
@@ -87,7 +87,7 @@ def find_coded(fmt: AnyFormat | str) -> Format:
 
 
 def find_grid(fmt: AnyFormat | str) -> Format:
-    """`find` a format that has one grid: `BadInput` for a block format, too."""
+    """Return a format that has one grid; `BadInput` for a block format, too."""
     found = resolve_format(fmt)
     if isinstance(found, BlockFormat):
         raise BadInput(
