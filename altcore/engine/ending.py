@@ -10,10 +10,11 @@ from attrs import define, field
 
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.history import RunHistory
+from altcore.engine.ranks import Ranks
 from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
-from altcore.errors import Interrupted, text_of
+from altcore.errors import Interrupted, LostRank, text_of
 from altcore.runs import RUN_ID, SUMMARY, RunDirectory, Summary, step_lines
 from altcore.signals import is_from_signal
 
@@ -29,6 +30,7 @@ class Ending:
     record: StepRecord
     facts: Mapping[str, Any]
     """Repeated in the summary."""
+    ranks: Ranks
     error: str | None = field(init=False, default=None)
     """What ended the run, if it failed or was interrupted."""
     findings: dict[str, list[Any]] = field(init=False, factory=dict)
@@ -60,11 +62,14 @@ class Ending:
         ``check_place`` saves the state of a run whose directory a plugin took away. ``seal`` comes
         last: it notes that nothing is left to do.
         """
+        has_left = self.status == "failed"
         with ExitStack() as always:
             always.callback(self.directory.close)
             always.callback(seal)
             # Again: run_end may have added a report, or failed; and now the record is whole.
             always.callback(self.write, is_last=True)
+            if not has_left:  # else the other ranks were told of the error at once
+                always.callback(self._agree)
             always.callback(self._check, check_place)
             always.callback(self.tell)
             always.callback(self.write)
@@ -79,6 +84,15 @@ class Ending:
         if self.error is None:
             with self.noting_errors():
                 check_place()
+
+    def _agree(self) -> None:
+        """Fail if another rank fails as it ends, and tell of the observers that it disabled."""
+        error = self.error if self.status == "failed" else None
+        with self.noting_errors():
+            failed, broken = self.ranks.ends(error, self.dispatch.boundary.errors)
+            self.dispatch.disable_broken(self.run, broken)
+            if failed and error is None:
+                raise LostRank("; ".join(failed))
 
     def tell(self) -> None:
         """Tell the plugins that the run is over."""

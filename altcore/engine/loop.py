@@ -107,7 +107,7 @@ class Engine:
 
     def __attrs_post_init__(self) -> None:
         self.record = StepRecord(self.run, self.directory, self.dispatch, self.history)
-        told = (self.dispatch, self.history, self.record, self.facts)
+        told = (self.dispatch, self.history, self.record, self.facts, self.ranks)
         self.ending = Ending(self.run, self.directory, *told)
         updated = [p for group in self.run.optimizer.param_groups for p in group["params"]]
         threshold = self.run.config.dead_neuron_threshold

@@ -10,17 +10,20 @@ import torch.distributed as dist
 from altcore.errors import LostRank, text_of
 
 HINT = "; --resume goes on from the last checkpoint"
+CLOSED = "Application timeout caused pair closure"
+"""What gloo says of the next message after one that timed out, without its name."""
 
 
 def is_of_messages(error: RuntimeError) -> bool:
     """Whether an error is of torch.distributed: a lost connection, or one that timed out."""
-    return isinstance(error, dist.DistError) or "gloo" in text_of(error)
+    text = text_of(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or CLOSED in text
 
 
 def lost_rank(told: Sequence[str], error: RuntimeError) -> LostRank:
     """Return the error of a run that lost a rank, from the others' errors and the message's."""
     short = _short(error)
-    what = "does not answer" if "Timed out" in short else "is gone"
+    what = "does not answer" if "Timed out" in short or CLOSED in short else "is gone"
     why = "; ".join(told) or f"another process of the run {what}: {short}"
     return LostRank(f"{why.removesuffix(HINT)}{HINT}")
 

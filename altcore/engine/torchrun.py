@@ -324,7 +324,7 @@ class TorchrunRanks(Ranks):
         except RuntimeError as error:
             if not is_of_messages(error):
                 raise
-            raise lost_rank(self._told(), error) from None  # it says what of the other is of use
+            raise lost_rank(self.told(), error) from None  # it says what of the other is of use
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Wait until rank 0 has written everything, and end a process group of the run's own."""
@@ -351,8 +351,8 @@ class TorchrunRanks(Ranks):
         if self.is_own_group and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _told(self) -> list[str]:
-        """Return the errors of the others."""
+    def told(self) -> list[str]:
+        """Return the errors that the others keep in the store."""
         if self.store is None:
             return []
         found = []

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from altcore.engine import buffer_forms, torchrun
-from altcore.engine.lost_ranks import lost_rank
+from altcore.engine.lost_ranks import is_of_messages, lost_rank
 from altcore.engine.torchrun import TorchrunRanks
 from altcore.errors import AltcoreError, LostRank
 from altcore.hook_clock import HookClock
@@ -71,6 +71,9 @@ def test_what_does_not_answer_is_not_called_gone():
     late = "Timed out waiting 8ms for recv"
     told = str(lost_rank([], RuntimeError(f"[x.cc:7] {late}. This is gloo")))
     assert told == f"another process of the run does not answer: {late}{hint}"
+    closed = RuntimeError("Application timeout caused pair closure")
+    assert is_of_messages(closed)
+    assert "does not answer" in str(lost_rank([], closed))
     told = str(lost_rank([f"rank 1 failed: LostRank: {told}"], RuntimeError()))
     assert told.count(hint) == 1
 
