@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from weakref import WeakSet
@@ -15,6 +16,8 @@ from altcore.errors import BadInput, LostDirectory
 from altcore.log import log
 
 LOCK = ".lock"
+LOOKS, PAUSE = 5, 0.01
+"""How often, and after how many seconds, a lock that somebody else has is tried again."""
 
 
 class OtherWriter(BadInput):
@@ -144,7 +147,7 @@ def _locked_file(path: Path, folder: _Locked) -> _Locked:
 def _lock(descriptor: int, path: Path, folder: os.stat_result) -> bool:
     """Lock what is open; returns whether the file system can. Closed if somebody else has it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock_for_one(descriptor)
     except BlockingIOError as error:
         os.close(descriptor)
         own = [x for x in _of_this_process if os.path.samestat(x._folder.status, folder)]
@@ -153,6 +156,16 @@ def _lock(descriptor: int, path: Path, folder: os.stat_result) -> bool:
     except OSError:
         return False
     return True
+
+
+def _lock_for_one(descriptor: int) -> None:
+    """Lock what is open; raises `BlockingIOError` if it stays locked."""
+    for _ in range(LOOKS):  # `is_being_written` locks it for a moment
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(PAUSE)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _forget() -> None:

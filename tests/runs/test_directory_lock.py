@@ -42,6 +42,18 @@ def test_whether_a_directory_is_being_written(directory):
     RunDirectory.open(directory.path).close()
 
 
+@pytest.mark.parametrize("name", ["", ".lock"])
+def test_who_asks_while_a_run_begins_is_no_other_writer(tmp_path, monkeypatch, name):
+    """As `altcore report --watch` does: its lock is gone at once."""
+    path = run_directory(tmp_path, name="r")
+    path.close()
+    asking = os.open(path.path / name, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+    RunDirectory.open(path.path).close()
+    os.close(asking)
+
+
 def test_a_removed_lock_lets_nobody_in(directory):
     """The directory itself is locked, too; the file is there again at the next checkpoint."""
     (directory.path / ".lock").unlink()
