@@ -5,7 +5,7 @@ It is what they asked for, so the run goes on. But the record does not show it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,21 +23,25 @@ EACH_STEP = ("post_step", "on_record")
 """Likewise, but called in each step: there it is interventions that are looked at. What an observer
 changes is put back."""
 
-Weights = Mapping[int, Any]
-"""The version of each parameter, and perhaps where its memory is, by its id."""
+Weights = Mapping[int, tuple[int, int]]
+"""The version of each parameter, and where its memory is, by its id."""
 
 
 def weights_of(run: Run, plugin: Plugin, hook: str) -> Weights | None:
     """Return by what weights are known that a hook may not change, None if that is not looked at.
 
-    No value is read. In each step it is the versions of the optimizer's own, which take a tenth of
-    the time.
+    No value is read. In each step it is the optimizer's own: a frozen one may be a plugin's to
+    update, as a teacher's.
     """
     if hook in STILL:
-        return {id(p): (version(p), address(p)) for p in run.model.parameters()}
+        return _known(run.model.parameters())
     if hook in EACH_STEP and plugin.acts:
-        return {id(p): p._version for group in run.optimizer.param_groups for p in group["params"]}
+        return _known(p for group in run.optimizer.param_groups for p in group["params"])
     return None
+
+
+def _known(parameters: Iterable[Tensor]) -> Weights:
+    return {id(p): (version(p), address(p)) for p in parameters}
 
 
 def tell_changed_weights(run: Run, plugin: Plugin, hook: str, before: Weights) -> None:

@@ -56,12 +56,19 @@ def scale(run):
         parameter.mul_(1.05)
 
 
+def replace(run):
+    """Give each weight another memory, of which torch counts no version."""
+    for parameter in run.model.parameters():
+        parameter.data = parameter.data * 1.05
+
+
 @pytest.mark.parametrize(
     ("hook", "change"),
     [
         ("run_start", lambda self, run: scale(run)),
         ("on_eval", lambda self, run, step: scale(run)),
         ("post_step", lambda self, run, step: scale(run)),
+        ("post_step", lambda self, run, step: replace(run)),
         ("on_record", lambda self, run, step: scale(run)),
     ],
 )
