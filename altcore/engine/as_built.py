@@ -12,8 +12,15 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
+from altcore.engine.called_state import variables_of_methods
 from altcore.engine.fingerprints import Fingerprint
-from altcore.engine.hidden_state import attributes, changed_in, optimizer_tensors, owners_in
+from altcore.engine.hidden_state import (
+    attributes,
+    changed_in,
+    optimizer_tensors,
+    own_of,
+    owners_in,
+)
 from altcore.engine.hook_state import Hooks
 from altcore.engine.labels import parameter_names
 from altcore.engine.model_state import Form, buffers_in, flags_of, form_of, unsaved_buffers
@@ -116,7 +123,7 @@ class AsBuilt:
     options: dict[str, list[set[str]]] = field(init=False)
     """The names of the options in each optimizer's groups."""
     attributes: dict[str, Fingerprint] = field(init=False)
-    """Those in which state may be hidden."""
+    """Those in which state may be hidden, and variables of methods."""
     hooks: Hooks = field(init=False)
     """Those on modules, parameters and optimizers."""
 
@@ -125,7 +132,7 @@ class AsBuilt:
             "built": {label: ModuleAsBuilt(module) for label, module in self.modules.items()},
             "groups": self._groups(),
             "options": self._options(),
-            "attributes": attributes(owners_in(self.modules, self.optimizers), self.kept),
+            "attributes": self._attributes(),
             "hooks": Hooks(self.modules, self.optimizers, self.kept),
         }
         for name, value in found.items():
@@ -139,8 +146,13 @@ class AsBuilt:
     def hidden(self) -> list[str]:
         """Return the attributes of modules and optimizers with state that no checkpoint has."""
         owners = owners_in(self.modules, self.optimizers)
-        changed = changed_in(self.attributes, attributes(owners, self.kept))
+        changed = changed_in(self.attributes, self._attributes())
         return list(dict.fromkeys([*optimizer_tensors(owners), *changed]))
+
+    def _attributes(self) -> dict[str, Fingerprint]:
+        owners = owners_in(self.modules, self.optimizers)
+        of_methods = variables_of_methods(owners.values(), own_of(owners.values(), self.kept))
+        return {**attributes(owners, self.kept), **of_methods}
 
     def check(self) -> None:
         """Raise `AltcoreError` if a build would not make what a checkpoint's state goes into."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dis
 import io
 from collections import deque
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
@@ -26,6 +26,7 @@ from altcore.engine.hidden_state import (
     of_class,
     own_of,
     reached,
+    states_more,
     tensors_in,
 )
 from altcore.quantization import bare_model
@@ -255,6 +256,37 @@ def variables_in(called: Mapping[str, Any], own: Container[int]) -> dict[str, Fi
                 label = f"{name} of {place}"
                 found[label] = (*found.get(label, ()), *fingerprint(value, own))
     return {label: known for label, known in found.items() if known}
+
+
+def variables_of_methods(
+    owners: Iterable[nn.Module | Optimizer], own: Container[int]
+) -> dict[str, Fingerprint]:
+    """Return what methods of somebody's own classes keep as hooks do, by what it is called.
+
+    A class that a function makes may keep its state in the function's variables.
+    """
+    found: dict[str, Fingerprint] = {}
+    seen: set[int] = set()
+    classes = dict.fromkeys(
+        cls for owner in owners if not states_more(owner) for cls in type(owner).__mro__
+    )
+    for cls in (x for x in classes if not _is_librarys(x.__module__)):
+        for method in _methods(cls):
+            for name, value, owner, _ in variables_of_hook(method, own):
+                if id(value) in seen or is_no_state(name, owner) or is_no_state(name, cls):
+                    continue
+                if type(value) not in PLAIN:  # several methods may have it
+                    seen.add(id(value))
+                label = f"{name} of {cls.__name__}.{method.__name__}"
+                found[label] = (*found.get(label, ()), *fingerprint(value, own))
+    return {label: known for label, known in found.items() if known}
+
+
+def _methods(cls: type) -> Iterator[FunctionType]:
+    for value in vars(cls).values():
+        for function in (getattr(value, "__func__", value), getattr(value, "fget", None)):
+            if isinstance(function, FunctionType):
+                yield function
 
 
 def untrained(loss: Any, model: nn.Module, optimizer: Optimizer) -> list[str]:

@@ -210,7 +210,7 @@ def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
         held.pop("step", None)  # a scheduler's, which counts the calls
     is_module, is_torchs = isinstance(owner, nn.Module), _is_torchs(type(owner))
     functions = {k: v for k, v in held.items() if is_module and callable(v)}
-    if any(_is_overridden(owner, name) for name in STATING):
+    if states_more(owner):
         return functions
     if is_torchs and is_module:  # tensors are made of parameters in each pass
         held = {k: v for k, v in held.items() if isinstance(v, PLAIN)} | functions
@@ -247,6 +247,11 @@ ADDED = {"_opt_called", "_step_count", "_wrapped_by_lr_sched", "_need_device_dty
 def _of_every() -> set[str]:
     """Return the attributes of every module or optimizer."""
     return {*vars(nn.Module()), *vars(torch.optim.SGD([torch.zeros(1)])), *ADDED}
+
+
+def states_more(owner: nn.Module | Optimizer) -> bool:
+    """Whether a module or an optimizer says itself what its state is."""
+    return any(_is_overridden(owner, name) for name in STATING)
 
 
 def _is_overridden(owner: nn.Module | Optimizer, name: str) -> bool:

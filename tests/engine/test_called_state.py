@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 import altcore
+from altcore.engine.as_built import AsBuilt
 from altcore.engine.called_state import untrained, variables_in
 from altcore.engine.hidden_state import changed_in
 
@@ -109,6 +110,69 @@ def test_variables_of_a_function_are_known(kind):
     loss(None, None)
     now = variables_in({"loss": loss}, ())
     assert changed_in(before, now) == [f"{name} of loss" for name in names]
+
+
+def counting(how):
+    """Return a module of a class that keeps a count in variables of this function."""
+    count, steps = [], 0
+
+    def helper():
+        count.append(1)
+
+    class Counting(nn.Module):
+        def forward(self):
+            nonlocal steps
+            if how == "steps":
+                steps += 1
+            elif how == "helper":
+                helper()
+            elif how == "property":
+                _ = self.counted
+            elif how == "global":
+                SEEN["steps"] += 1
+            else:
+                getattr(self, how)()
+
+        def default(self, seen=[]):  # noqa: B006 # that is what is tested
+            seen.append(1)
+
+        @staticmethod
+        def static():
+            count.append(2)
+
+        @classmethod
+        def of_class(cls):
+            count.append(3)
+
+        @property
+        def counted(self):
+            count.append(4)
+
+    return Counting()
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("steps", "steps of Counting.forward"),
+        ("helper", "count of Counting.forward"),
+        ("global", "SEEN of Counting.forward"),
+        ("default", "seen of Counting.default"),
+        ("static", "count of Counting.forward"),
+        ("of_class", "count of Counting.forward"),
+        ("property", "count of Counting.forward"),
+    ],
+)
+def test_variables_of_methods_are_known(how, named):
+    """As of a class that a function makes; and none if the class says that they are no state."""
+    module = counting(how)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(()))], lr=0.1)
+    built = AsBuilt({"the model": module}, {"the optimizer": optimizer})
+    assert built.hidden() == []
+    module()
+    assert built.hidden() == [named]
+    type(module).not_state = (named.partition(" ")[0],)
+    assert built.hidden() == []
 
 
 def test_a_function_may_say_what_is_no_state():
