@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from attrs import fields_dict
 
 from altcore.config import TrainConfig, merge_sources, sources_in
 from altcore.errors import BadInput, Source
-from altcore.runs import find_run, read_configuration
+from altcore.registry import kind_of
+from altcore.runs import find_run, read_configuration, read_environment
 
 LISTS = ("plugins", "no_plugins")
 """Keys that together say which plugins a run has."""
@@ -48,6 +51,21 @@ def resumed_with_sources(
     kept = {**plain, **given, "runs_dir": runs_dir, "format_digests": {}}
     made = TrainConfig.from_plain(kept, sources)
     return made, {key: source for key, source in sources.items() if key not in changes}
+
+
+@contextmanager
+def origin_told(config: TrainConfig, run: Path) -> Iterator[None]:
+    """Add to the error of a plugin that is not installed any more of what the run had it."""
+    try:
+        yield
+    except BadInput as error:
+        is_plugin = error.key == "plugins"
+        name = error.item if is_plugin else getattr(config, error.key, None)
+        known = read_environment(run).get("code") or {}
+        own = known.get(name if is_plugin else f"{error.key} {name}")
+        if own and kind_of(str(name)) is None:
+            error.problem += f"; the run had it of {own['from']}"
+        raise
 
 
 def resumed_with_keys(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from altcore.engine.rank_checks import about_unlike, agreed_identity, check_alik
 from altcore.engine.ranks import Ranks
 from altcore.engine.recomputing import checkpoint_blocks
 from altcore.engine.remarks import about_recipe, about_schedule, about_thread, about_warmup
+from altcore.engine.resuming import origin_told
 from altcore.engine.state import Run
 from altcore.engine.torchrun import join
 from altcore.formats import origins_recorded
@@ -108,7 +109,8 @@ def _prepare(
         weights = digest_of_weights(model)  # before it is quantized
     if held is not None:
         check_given(held, given, allow_change)
-    built = build(config, ranks, clock, model, batch, loss, given)
+    with nullcontext() if held is None else origin_told(config, held.path):
+        built = build(config, ranks, clock, model, batch, loss, given)
     # The model runs here for the first time: one that cannot run leaves no directory behind.
     facts = facts_of(built)
     _check_batches(built)

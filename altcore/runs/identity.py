@@ -17,6 +17,8 @@ from altcore.registry import HOOK_KINDS, Entry, find
 from altcore.runs.files_in_settings import file_digests, members, named_files, paths_among
 from altcore.runs.source import source_digest
 
+KIND, PLACE = "kind", "place"
+"""Of a plugin: what it is, and its module and class, as its entry point has them."""
 NAME, MODULES = "name", "modules"
 """What a model that was given is known by: the name of its class, and the kind of each module."""
 CODE, VALUES = "code", "values"
@@ -171,10 +173,12 @@ def entries_of(config: TrainConfig) -> dict[str, Entry]:
 
 
 def _plugins(config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """Return name, distribution and digest of the source of all that is no part of altcore."""
+    """Return what all that is no part of altcore is known by: where it lies, and its source."""
     return {
         key: {
-            "name": e.name,
+            NAME: e.name,
+            KIND: e.kind,
+            PLACE: e.value,
             "distribution": e.distribution,
             "version": e.version,
             "sha256": plugin_digest(e),

@@ -15,7 +15,18 @@ from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest, shown
 from altcore.recipes import some
 from altcore.runs.files_in_settings import by_owner, leaves
-from altcore.runs.identity import BUFFERS, CHANGES, CODE, DIGITS, MODULES, NAME, UNKNOWN, VALUES
+from altcore.runs.identity import (
+    BUFFERS,
+    CHANGES,
+    CODE,
+    DIGITS,
+    KIND,
+    MODULES,
+    NAME,
+    PLACE,
+    UNKNOWN,
+    VALUES,
+)
 
 KINDS = ("configuration", "data", "format", "recipe", "plugin", "world_size")
 """What may not change unless ``--allow-change`` names it."""
@@ -169,8 +180,12 @@ def _plugin(before: Any, now: Any) -> list[Change]:
             changes += _given(key, old, new)
             continue
         same = [_get(old, k) == _get(new, k) and _get(old, k) for k in (NAME, "sha256")]
-        severity = NOTED if all(same) else DECIDES
-        changes.append(Change("plugin", key, _described(old), _described(new), severity))
+        known = [k for k in (KIND, PLACE) if _get(old, k) and _get(new, k)]
+        moved = [k for k in known if old[k] != new[k]]
+        severity = NOTED if all(same) and not moved else DECIDES
+        texts = _described(old, moved), _described(new, moved)
+        if texts[0] != texts[1]:  # it was an earlier altcore that did not record the place
+            changes.append(Change("plugin", key, *texts, severity))
     old, new = _get(before, _ORDER), _get(now, _ORDER)
     if not changes and old != new:
         changes.append(Change("plugin", "the order of plugins", old, new))
@@ -252,14 +267,15 @@ def _get(part: Any, key: Any) -> Any:
     return part.get(key) if isinstance(part, Mapping) else None
 
 
-def _described(plugin: Any) -> str | None:
+def _described(plugin: Any, also: Iterable[str] = ()) -> str | None:
     if not isinstance(plugin, Mapping):
         return None
     if "distribution" not in plugin:
         return str(plugin.get("name"))
     files = str(plugin.get("sha256") or "")[:DIGITS]
     origin = f"{plugin['distribution']} {plugin.get('version')}"
-    return f"{plugin.get('name')} ({origin}{f', files {files}' if files else ''})"
+    parts = [origin, *([f"files {files}"] if files else ()), *(str(plugin[k]) for k in also)]
+    return f"{plugin.get('name')} ({', '.join(parts)})"
 
 
 def _described_format(name: Any, fmt: Any) -> str:

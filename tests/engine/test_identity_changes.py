@@ -38,18 +38,31 @@ ACME = code_format("ACME", {codes}, ties="{ties}")
 @attrs.define(eq=False)
 class Act:
     pass
+
+class Other(Act):
+    pass
 """
 CODES = [-1.0, 0.0, 0.5, 1.0]
 
 
-def install(site, *, version="1.0", codes=CODES, ties="even", rest=""):
-    """Install a distribution with the intervention ``act`` and the format ACME."""
+def install(
+    site,
+    *,
+    version="1.0",
+    codes=CODES,
+    ties="even",
+    rest="",
+    kind="intervention",
+    name="act",
+    act="Act",
+):
+    """Install a distribution with the plugin ``act`` and the format ACME."""
     shutil.rmtree(site, ignore_errors=True)
     info = site / f"acme-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme\nVersion: {version}\n")
     (info / "entry_points.txt").write_text(
-        "[altcore.interventions]\nact = acme:Act\n[altcore.formats]\nACME = acme:ACME\n"
+        f"[altcore.{kind}s]\n{name} = acme:{act}\n[altcore.formats]\nACME = acme:ACME\n"
     )
     (site / "acme.py").write_text(ACME.format(codes=codes, ties=ties) + rest)
     sys.modules.pop("acme", None)
@@ -194,6 +207,14 @@ REFUSED = {
         lambda again: again.install(rest="# another comment\n"),
         ("act was act (acme 1.0, files ", "--allow-change plugin"),
     ),
+    "the class of a plugin": (
+        lambda again: again.install(act="Other"),
+        (", acme:Act) and is act (acme 1.0", ", acme:Other): --allow-change plugin"),
+    ),
+    "the kind of a plugin": (
+        lambda again: again.install(kind="diagnostic"),
+        (", intervention) and is act (acme 1.0", ", diagnostic): --allow-change plugin"),
+    ),
     "the values of a format": (lambda again: again.install(codes=OTHER), BOTH),
     "the codes of a format": (lambda again: again.install(codes=CODES[::-1]), BOTH),
     "the rules of a format": (lambda again: again.install(ties="down"), BOTH),
@@ -289,3 +310,22 @@ def test_the_code_of_a_new_run_is_recorded_and_compared(again):
     assert [*told] == ["format ACME", "act"]
     assert all(one[:9] == two[:9] == "acme 1.0 " and one != two for one, two in told.values())
     assert [*other_code([old, code("files", rest="# another\n")])] == ["act"]
+
+
+def test_a_plugin_that_is_gone_is_named_with_its_distribution(again):
+    """Which may have it by another name now."""
+    again.install(name="acts")
+    said = again.said()
+    assert said.startswith(
+        "plugins: unknown plugin 'act'; the run had it of acme 1.0 (did you mean"
+    )
+
+
+def test_an_earlier_run_knew_neither_kind_nor_place_of_a_plugin():
+    """These are then no change."""
+    before = {"name": "act", "distribution": "acme", "version": "1.0", "sha256": "0a" * 32}
+    now = {**before, "kind": "intervention", "place": "acme:Act"}
+    assert compare({"plugin": {"act": before}}, {"plugin": {"act": now}}) == []
+    other = {**now, "place": "acme:Other"}
+    (change,) = compare({"plugin": {"act": now}}, {"plugin": {"act": other}})
+    assert change.is_decisive
