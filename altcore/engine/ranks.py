@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from altcore.engine.losses import means
-from altcore.errors import AltcoreError, BadInput, LostRank
+from altcore.errors import AltcoreError, BadInput
 from altcore.hooks import Proposal
 from altcore.quantization import Quantization
 
@@ -117,20 +117,10 @@ class Ranks:
     def ends(
         self, error: str | None, broken: Mapping[str, str]
     ) -> tuple[list[str], list[Mapping[str, str]]]:
-        """Return the errors with which other ranks end, and by rank the plugins that it disabled.
-
-        Nothing is known of a rank that is gone without a word: it had nothing left to write.
-        """
-        try:
-            found = self.gather((error, broken))
-        except LostRank:  # also if rank 0's reporters took longer than the others wait
-            return self.told(), [broken]
+        """Return the errors with which other ranks end, and by rank what plugins it disabled."""
+        found = self.gather((error, broken))
         failed = [(rank, e) for rank, (e, _) in enumerate(found) if e and rank != self.rank]
         return [f"rank {rank} failed: {e}" for rank, e in failed], [own for _, own in found]
-
-    def told(self) -> list[str]:
-        """Return the errors that other ranks told as they left."""
-        return []
 
     def check_same(self, what: str, own: Any) -> None:
         """Raise `BadInput` unless all ranks have the same."""

@@ -20,14 +20,14 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from altcore.engine import lost_ranks
 from altcore.engine.buffer_forms import BufferForms, forms_of
 from altcore.engine.losses import check_same_measures, means
-from altcore.engine.lost_ranks import is_of_messages, lost_rank
 from altcore.engine.randomness import seed_all
 from altcore.engine.ranks import Ranks
 from altcore.engine.sending import as_bytes, put_bytes
 from altcore.engine.shares import Drawn, check_drawn, share_of
-from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
+from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown
 from altcore.hook_clock import timing
 from altcore.hooks import Action, Proposal
 from altcore.log import log
@@ -281,6 +281,21 @@ class TorchrunRanks(Ranks):
             dist.all_gather_object(found, own)
         return found
 
+    def ends(
+        self, error: str | None, broken: Mapping[str, str]
+    ) -> tuple[list[str], list[Mapping[str, str]]]:
+        """Gather them, or read them in the store: the others may be gone before rank 0 is."""
+        if self.store is None:
+            return super().ends(error, broken)
+        lost_ranks.tell_end(self.store, self.rank, error)
+        try:
+            return super().ends(error, broken)
+        except LostRank as lost:
+            if self.rank:  # rank 0 writes how the run ended
+                return [], [broken]
+            known = (self.store, self.rank, self.world_size)
+            return self._told() or [*lost_ranks.told_ends(*known, lost)], [broken]
+
     def check_replicas(self, model: nn.Module) -> None:
         """Compare the sum of each weight's and each buffer's bits."""
         weights = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
@@ -322,9 +337,10 @@ class TorchrunRanks(Ranks):
         try:
             yield
         except RuntimeError as error:
-            if not is_of_messages(error):
+            if not lost_ranks.is_of_messages(error):
                 raise
-            raise lost_rank(self.told(), error) from None  # it says what of the other is of use
+            lost = lost_ranks.lost_rank(self._told(), error)
+            raise lost from None  # it says what of the other is of use
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Wait until rank 0 has written everything, and end a process group of the run's own."""
@@ -344,23 +360,17 @@ class TorchrunRanks(Ranks):
             raise
 
     def _leave(self, error: BaseException | None) -> None:
-        with suppress(RuntimeError):  # whoever holds the store is gone
-            if error is not None and self.store:
-                self.store.set(_error_key(self.rank), f"{type(error).__name__}: {text_of(error)}")
+        if error is not None and self.store:
+            lost_ranks.tell_error(self.store, self.rank, error)
         self.parallel = None  # it holds the connections, too
         if self.is_own_group and dist.is_initialized():
             dist.destroy_process_group()
 
-    def told(self) -> list[str]:
-        """Return the errors that the others keep in the store."""
+    def _told(self) -> list[str]:
+        """Return the errors of the others."""
         if self.store is None:
             return []
-        found = []
-        with suppress(RuntimeError):  # whoever holds the store is gone
-            for rank in range(self.world_size):
-                if rank != self.rank and self.store.check([_error_key(rank)]):
-                    found.append(f"rank {rank} failed: {self.store.get(_error_key(rank)).decode()}")
-        return found
+        return [*lost_ranks.told_errors(self.store, self.rank, self.world_size)]
 
 
 def _take(own: Mapping[str, Tensor]) -> None:
@@ -370,10 +380,6 @@ def _take(own: Mapping[str, Tensor]) -> None:
     dist.broadcast(flat, 0)
     for x, part in zip(own.values(), flat.split([len(own) for own in sent]), strict=True):
         put_bytes(x, part)
-
-
-def _error_key(rank: int) -> str:
-    return f"error/{rank}"
 
 
 def world_size() -> int:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from attrs import define
 from helpers import PluginShelf, Starter, events
 from helpers_distributed import by_torchrun
@@ -25,6 +26,8 @@ class Acting:
     def run_end(self, run, summary):
         if self.what == f"fails on {run.rank}":
             raise ValueError("planted")
+        if self.what == "hangs" and run.rank == 1:
+            torch.distributed.barrier()
         if self.what == "slow" and run.rank == 0:
             time.sleep(4)
 
@@ -46,8 +49,9 @@ def ended(rank, folder, corpus):
         keys[f"{plugin}__what"] = what
         return start.engine([plugin], name=what.replace(" ", "-"), max_steps=1, **keys)
 
+    failed = "acting .*failed in run_end: "
     for who in (0, 1):
-        planted = "acting .*failed in run_end: ValueError: planted"
+        planted = f"{failed}ValueError: planted"
         told = planted if rank == who else f"^rank {who} failed: PluginError: .*{planted}"
         one = engine("acting", f"fails on {who}")
         with pytest.raises(PluginError if rank == who else LostRank, match=told):
@@ -67,6 +71,12 @@ def ended(rank, folder, corpus):
         assert summary_of(broken.run.directory)["degraded"] == ["looking"]
         (event,) = events(broken.run.directory, "degraded")
         assert event["message"].startswith("on rank 1 diagnostic looking (")
+
+    hanging = engine("acting", "hangs", rank_timeout=2)
+    with pytest.raises((PluginError, LostRank), match=failed):
+        hanging.train()
+    if rank == 0:
+        assert summary_of(hanging.run.directory)["status"] == "failed"
 
 
 @pytest.mark.slow
