@@ -20,7 +20,9 @@ from altcore.plugin import read_run
 from altcore_reporters import FormatComparator
 from altcore_reporters.frames import runs_frame
 from altcore_reporters.page.contents import contents_of
+from altcore_reporters.page.plots import Look
 from altcore_reporters.page.reporter import Page, html_of
+from altcore_reporters.page.tables import configurations_table, events_table
 from altcore_reporters.page.verdict import figures_of_runs, verdict_of_run, verdict_of_runs
 from altcore_reporters.pictures import grouped
 
@@ -185,6 +187,19 @@ def test_a_copy_counts_once_on_the_page():
     assert "Copies of other runs, which count once: r2, r3." in said
     assert figures_of_runs(grouped(records))[0].value == "0 of 2"
 
+    row = configurations_table(grouped(records), [Look()]).rows[0]
+    assert [cell.text for cell in row[1:3]] == ["2", "0"]
+
+
+def test_a_loss_that_is_not_finite_is_a_failure():
+    """A summary holds null for it, as for a run that was never evaluated."""
+    three = of_seeds("E5M2", s1=2.0, s2=2.01), of_seeds("E4M3", s1=2.5, s2=2.51, s3=2.52)
+    lost = {"val_loss": None, "evaluation": {"step": 40, "val_loss": None}}
+    broken, never = ({**lost, "learned": learned} for learned in (False, None))
+    failed = "it failed in 1 seed in which another finished"
+    assert failed in verdict(*three[0], run("E5M2", 3, summary=broken), *three[1])
+    assert failed not in verdict(*three[0], run("E5M2", 3, summary=never), *three[1])
+
 
 def test_losses_of_other_data_are_not_compared_in_silence():
     facts = {"workload_facts": {"unigram_entropy": 3.2, "sha256": "other"}}
@@ -247,6 +262,22 @@ def test_marks_are_drawn_where_things_happened():
     assert mark["title"] == "training, step 20: it diverged"
     assert mark["style"].startswith("left:48.72%")
     assert "it diverged" in page.text.partition("What happened")[2]
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_what_happened_is_never_cut_in_silence(runs):
+    """A collapse comes after most of what was not finite."""
+    collapse = {"step": 900, "event": "collapse", "cause": "diverged", "reason": "it diverged"}
+    nan = [{"step": 3 * i, "event": "nan", "what": "loss"} for i in range(1, 251)]
+    one = run(events=[*nan, collapse])
+    others = [run(name=f"r{i}") for i in range(runs - 1)]
+    table = events_table([one, *others])
+    assert len(table.rows) == 201
+    assert [cell.text for cell in table.rows[-2]][-2:] == ["collapse", "it diverged"]
+    last = [cell.text for cell in table.rows[-1]]
+    assert last[-2:] == ["left out", "51 more, not finite or warnings, which the record has"]
+    assert "51 more, not finite" in Tags(html_of([one, *others])).text
+    assert len(events_table([run(events=nan[:200])]).rows) == 200
 
 
 def test_a_loss_that_diverged_hides_no_other():

@@ -33,7 +33,9 @@ MARKS = {
 FINAL = ("bit_stall_final", "overflow_final", "flushed_final")
 """Keys of the summary that are shares, as they were at the end."""
 EVENTS = 200
-"""Most lines of what happened."""
+"""Most lines of what happened, unless more than these are `TELLING`."""
+TELLING = ("shift", "rollback", "collapse", "stop", "degraded")
+"""What is never left out."""
 VALUES = 12
 """Values of a configuration's key that are told one by one."""
 
@@ -78,7 +80,7 @@ def configurations_table(groups: Sequence[Group], looks: Sequence[Look]) -> Tabl
     rows = []
     for outcome in outcomes(groups):
         i, losses = place[id(outcome.group)], outcome.losses
-        summaries = [record.summary for record in outcome.group.records]
+        summaries = [record.summary for record in outcome.runs]
         rates = [_mean(s.get(k) for s in summaries) for k in FINAL]
         rows.append((
             Cell(outcome.group.label, look=looks[i], group=i),
@@ -135,8 +137,11 @@ def configuration_table(config: Mapping[str, Any]) -> Table:
 
 
 def events_table(records: Sequence[RunRecord]) -> Table | None:
-    """Return what happened, in order: marks, warnings and plugins that broke."""
-    rows: list[Sequence[Cell]] = []
+    """Return what happened, in order: marks, warnings and plugins that broke.
+
+    Of too many lines the last warnings and non-finite steps are left out, and counted at the end.
+    """
+    rows: list[tuple[str, Sequence[Cell]]] = []
     for record in records:
         found = [(m.step, m.last, m.kind, m.text) for m in marks_of(record)]
         for event in record.events:
@@ -147,11 +152,19 @@ def events_table(records: Sequence[RunRecord]) -> Table | None:
         for step, last, kind, text in sorted(found, key=lambda row: row[0]):
             steps = str(step) if last == step else f"{step} to {last}"
             row = (Cell(steps, str(step), is_number=True), Cell(MARKS[kind]), Cell(text))
-            rows.append((Cell(record.name), *row) if len(records) > 1 else row)
+            rows.append((kind, (Cell(record.name), *row) if len(records) > 1 else row))
     if not rows:
         return None
     head = ("run",) if len(records) > 1 else ()
-    return Table((*head, "step", "what", "details"), rows[:EVENTS])
+    spare = max(0, len(rows) - EVENTS)
+    plain = [i for i, (kind, _) in enumerate(rows) if kind not in TELLING]
+    left_out = {*plain[max(0, len(plain) - spare) :]}
+    shown = [row for i, (_, row) in enumerate(rows) if i not in left_out]
+    if left_out:
+        told = f"{len(left_out)} more, not finite or warnings, which the record has"
+        more = (Cell(NONE, _key(None), is_number=True), Cell("left out"), Cell(told))
+        shown.append((*[Cell(NONE)] * len(head), *more))
+    return Table((*head, "step", "what", "details"), shown)
 
 
 def provenance(record: RunRecord) -> Table:

@@ -55,7 +55,7 @@ class Outcome:
     compared: Values
     """Those in the seeds that all configurations have, as by `comparable`."""
     failed: Sequence[str | None]
-    """The seeds of the runs that failed."""
+    """The seeds of the runs that failed, or whose validation loss is not finite."""
 
     @property
     def judged(self) -> list[bool]:
@@ -103,8 +103,8 @@ def outcomes(groups: Sequence[Group]) -> list[Outcome]:
                 failed.append(key)
             elif is_finite(own):
                 values.setdefault(key, []).append(own)
-            elif own is not None:
-                failed.append(key)
+            elif own is not None or record.summary.get("learned") is not None:
+                failed.append(key)  # it was evaluated, and a summary holds null for NaN
         found.append(Outcome(group, runs, values, values, failed))
     known = [o for o in found if o.values]
     kept = comparable(*(o.values for o in known))
