@@ -50,6 +50,8 @@ CAUSES = {
     "stopped": "a plugin stopped the run in a step that was not finite",
 }
 
+DISCARDING = ("SkipStep", "Rollback", "Stop")
+"""Actions in place of an update."""
 SHARES = ("parameter_share", "flop_share")
 
 Event = Mapping[str, Any]
@@ -169,8 +171,10 @@ class Report:
         for event in events:
             cause = text(CAUSES.get(event["cause"], event["cause"]))
             lines += ["", f"Step {event['step']}, {cause}:", ""]
-            lines += interpretation(event, self.metrics, self.config)
-            lines += [f"- {text(_not_finite(e))}" for e in self._streak(event["step"])[:1]]
+            first = self._streak(event["step"])[:1]
+            since = first[0]["step"] if first else None
+            lines += interpretation(event, self.metrics, self.config, since)
+            lines += [f"- {text(_not_finite(e))}" for e in first]
         return lines
 
     def _streak(self, step: int) -> list[Event]:
@@ -209,7 +213,7 @@ class Report:
             ("reason", text(own.get("failure_reason"))),
             ("shifted to", self._shifted("to")),
             ("shift step", self._shifted("step")),
-            ("discarded steps", text(sum(bool(x.get("discarded")) for x in self.metrics))),
+            ("discarded steps", text(self._discarded())),
             ("loss, last recorded", number(self.metrics[-1]["loss"] if self.metrics else None)),
             ("validation loss", number(own.get("val_loss"))),
             ("validation loss, float32 products", number(own.get("val_loss_float32"))),
@@ -222,6 +226,16 @@ class Report:
             ("flushed to zero, mean of recorded steps", rate(own.get("flushed_rate"))),
         ]
         return ["## Summary", "", *table(("", ""), [r for r in rows if r[1] != MISSING])]
+
+    def _discarded(self) -> int:
+        """Return how many steps made no update, recorded or not."""
+        if (known := self.summary.get("discarded")) is not None:
+            return int(known)
+        # The run is not over: there is no summary that counted them.
+        found = [x for x in self.metrics if x.get("discarded")] + self._all("nan")
+        # A verdict with a cause is on a collapse: it comes after the update.
+        found += [e for e in self._all("verdict") if not e.get("cause") and _has(e, *DISCARDING)]
+        return len({x["step"] for x in found})
 
     def _best_label(self) -> str:
         monitor = self.summary.get("monitor") or "val_loss"
@@ -374,7 +388,11 @@ def _not_finite(nan: Event) -> str:
 
 
 def _is_stop(verdict: Event) -> bool:
-    return any(p["action"] == "Stop" for p in verdict["chosen"])
+    return _has(verdict, "Stop")
+
+
+def _has(verdict: Event, *actions: str) -> bool:
+    return any(p["action"] in actions for p in verdict["chosen"])
 
 
 def _reasons(verdict: Event) -> str:

@@ -118,14 +118,19 @@ def is_number(value: Any) -> bool:
 # What follows ---------------------------------------------------------------------------------
 
 
-def interpretation(event: Line, lines: Sequence[Line], config: Line) -> list[str]:
-    """Say what the measurements mean, in sentences that name the measurement they rest on."""
+def interpretation(
+    event: Line, lines: Sequence[Line], config: Line, since: int | None = None
+) -> list[str]:
+    """Say what the measurements mean, in sentences that name the measurement they rest on.
+
+    ``since`` is the first of the steps up to the event that were not finite one after another.
+    """
     rows, step = event.get("layers") or [], event["step"]
     found = [
         *_about_updates(rows, lines, step),
         *_about_range(rows, config.get("overflow_threshold", 0.01)),
         *_about_gradients(event, lines, step),
-        *_about_stop(event, lines),
+        *_about_stop(event, since),
     ]
     if not found:
         return ["The measurements that were made do not single out a cause."]
@@ -195,8 +200,6 @@ def _about_gradients(event: Line, lines: Sequence[Line], step: float) -> Iterabl
             )
 
 
-def _about_stop(event: Line, lines: Sequence[Line]) -> Iterable[str]:
-    if event["cause"] in ("nan_patience", "stopped"):
-        first = next((x["step"] for x in lines if x.get("discarded")), None)
-        if first is not None:
-            yield f"Steps were discarded from step {first} on: weights are of the step before."
+def _about_stop(event: Line, since: int | None) -> Iterable[str]:
+    if event["cause"] in ("nan_patience", "stopped") and since is not None:
+        yield f"Steps were discarded from step {since} on: weights are of the step before."

@@ -322,6 +322,22 @@ def test_says_what_was_not_finite_first(tmp_path):
     assert named in report.partition("## Summary")[0]
 
 
+def test_discarded_steps_count_whether_recorded_or_not(tmp_path):
+    """Of a run that is not over they are told by what happened; a summary has their number."""
+    nans = [{"step": s, "event": "nan", "what": "loss"} for s in (2, 11, 12)]
+    skip = {**VERDICT, "step": 5, "cause": None}
+    skip["chosen"] = [{"plugin": "skipper", "action": "SkipStep", "reason": "as it likes"}]
+    collapse = {**COLLAPSE, "cause": "nan_patience"}
+    metrics = [line(10), line(12, discarded=True)]
+    report = render(tmp_path, [nans[0], skip, *nans[1:], collapse, VERDICT], metrics)
+    assert dict(cells(section(report, "Summary")))["discarded steps"] == "4"
+    assert "Steps were discarded from step 11 on" in section(report, "Conclusion")
+    summary = {"name": "run", "directory": "", "status": "collapsed", "steps": 12, "discarded": 7}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(Summary(**summary).to_file()))
+    (path,) = FailureReport().render([read_run(tmp_path / "run")], tmp_path / "out")
+    assert dict(cells(section(path.read_text(), "Summary")))["discarded steps"] == "7"
+
+
 def test_an_infinite_gradient_is_named(tmp_path):
     """It comes before the zeros, and is named among the readings."""
     gradients = {**COLLAPSE["gradients"], "h.2.weight": {"zero_share": 0.0, "norm": float("inf")}}
