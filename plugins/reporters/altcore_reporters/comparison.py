@@ -199,6 +199,20 @@ def by_condition(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(c): own for c, own in df.groupby(named, sort=False)}
 
 
+def deciding_loss(finished: pd.DataFrame) -> str:
+    """Return the loss by which finished runs are judged.
+
+    ``val_loss`` if all were evaluated, since ``final_loss`` is of a single batch. A run that was
+    evaluated and has none ended with one that is not finite: it failed.
+    """
+    if "val_loss" not in finished or not finished["val_loss"].notna().any():
+        return "final_loss"
+    known = finished["val_loss"].notna()
+    if "learned" in finished:
+        known |= finished["learned"].notna()
+    return "val_loss" if known.all() else "final_loss"
+
+
 def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dict[str, Values]:
     """Return the finite values of a metric, by what a column says and by seed.
 

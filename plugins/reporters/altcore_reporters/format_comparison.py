@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from altcore.plugin import BadInput, nearest
 from altcore_reporters.columns import labels
-from altcore_reporters.comparison import CONDITION, FormatComparator, by_condition, without_copies
+from altcore_reporters.comparison import (
+    CONDITION,
+    FormatComparator,
+    by_condition,
+    deciding_loss,
+    without_copies,
+)
 from altcore_reporters.failures import FailureAnalyzer
 from altcore_reporters.frame_tables import (
     Markdown,
@@ -75,8 +81,7 @@ def format_comparison(
     """Return the report as Markdown.
 
     Args:
-        df: a row a run, as for `FormatComparator`. If all finished runs have a ``val_loss``, it
-            decides, since ``final_loss`` is the loss of a single batch.
+        df: a row a run, as for `FormatComparator`; `deciding_loss` says which loss decides.
         sweet_spot: what `FormatComparator.identify_sweet_spot` returned.
         failures: as `FailureAnalyzer` returns them; from ``df`` if None.
         layer_metrics: a row a layer and run, as for `FormatComparator.compare_by_layer_type`,
@@ -101,7 +106,7 @@ def format_comparison(
     if len(_by_data(df)) > 1:
         sweet_spot = None  # The losses of all cannot be compared.
     metrics = [m for m in (LOSS, VAL_LOSS) if m in df and compared.df[m].notna().any()]
-    decides = VAL_LOSS if VAL_LOSS in metrics and compared.df[VAL_LOSS].notna().all() else LOSS
+    decides = deciding_loss(compared.df)
     leads = {metric: compared.lead(metric) for metric in metrics}
     lowest = min(leads.get(LOSS, []), key=lambda found: found.mean, default=None)
     conclusions = [_of_lead(found) for found in leads.get(decides, [])]

@@ -48,7 +48,7 @@ def rows_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def cell(value: Any, column: str = "") -> str:
-    """Return a value as a table shows it: losses with four decimals, shares in percent."""
+    """Return a value as a table shows it: losses as by `decimals`, shares in percent."""
     if isinstance(value, Markdown):
         return value
     if is_missing(value):
@@ -57,8 +57,18 @@ def cell(value: Any, column: str = "") -> str:
         if column in SHARES:
             return rate(value)
         is_whole = float(value).is_integer() and not column.endswith("loss")
-        return f"{value:.0f}" if is_whole else f"{value:.4f}"
+        return f"{value:.0f}" if is_whole else decimals(value)[0]
     return text(value)
+
+
+def decimals(*values: float, places: int = 4) -> list[str]:
+    """Return numbers with some decimals; if all are so small that these tell little, in digits.
+
+    >>> decimals(2.5, 0.0001), decimals(0.0000312, -0.0004), decimals(0.0)
+    (['2.5000', '0.0001'], ['3.12e-05', '-0.0004'], ['0.0000'])
+    """
+    is_small = 0 < max(map(abs, values)) < 10 ** (1 - places)
+    return [f"{value:.4g}" if is_small else f"{value:.{places}f}" for value in values]
 
 
 def interval_text(found: Interval, digits: int = 4) -> Markdown:
@@ -67,9 +77,9 @@ def interval_text(found: Interval, digits: int = 4) -> Markdown:
         return Markdown(NOT_KNOWN)
     if math.isinf(found.high):
         why = "no spread over the seeds" if found.n > 1 else "one seed"
-        return Markdown(f"{found.mean:.{digits}f} ({why})")
-    low, high = (f"{end:.{digits}f}" for end in (found.low, found.high))
-    return Markdown(f"{found.mean:.{digits}f} [{low}, {high}]")
+        return Markdown(f"{decimals(found.mean, places=digits)[0]} ({why})")
+    mean, low, high = decimals(found.mean, found.low, found.high, places=digits)
+    return Markdown(f"{mean} [{low}, {high}]")
 
 
 def p_text(p: float) -> str:

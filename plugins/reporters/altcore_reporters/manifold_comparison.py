@@ -14,6 +14,7 @@ from altcore_reporters.comparison import (
     CONDITION,
     FormatComparator,
     by_condition,
+    deciding_loss,
     seeds_without,
     values_by_seed,
 )
@@ -104,9 +105,8 @@ def manifold_comparison(df: pd.DataFrame, problems: Sequence[str] = ()) -> str:
 
     Args:
         df: a row a run: optimizer, manifold_aware, and any of final_loss, val_loss, best_loss and
-            bit_stall_final; format, seed, state and condition are used if they are there. If all
-            finished runs have a ``val_loss``, it decides, since ``final_loss`` is the loss of a
-            single batch.
+            bit_stall_final; format, seed, state and condition are used if they are there.
+            `deciding_loss` says which loss decides.
         problems: what is wrong with the records of the runs, as `altcore.plugin.problems_of` says.
     """
     about = count(len(df), "run")
@@ -118,7 +118,8 @@ def manifold_comparison(df: pd.DataFrame, problems: Sequence[str] = ()) -> str:
     if "format" not in df:
         df = df.assign(format="E5M2")
     found = compare(df)
-    deciding = [c for c in found if c.metric == _deciding(df)]
+    decides = deciding_loss(FormatComparator(df).finished.df)
+    deciding = [c for c in found if c.metric == decides]
     groups = {
         verdict: [_sentence(c) for c in deciding if c.verdict == verdict]
         for verdict in ("better", "worse", "not distinguishable", "no conclusion")
@@ -181,11 +182,6 @@ def _sides(df: pd.DataFrame, metric: str) -> list[dict[str, Values]]:
     """Return a metric's values by optimizer, of the standard and of the manifold-aware ones."""
     is_aware = df["manifold_aware"].fillna(False).astype(bool)
     return [values_by_seed(df[own], metric, "optimizer") for own in (~is_aware, is_aware)]
-
-
-def _deciding(df: pd.DataFrame) -> str:
-    finished = FormatComparator(df).finished.df
-    return "val_loss" if "val_loss" in df and finished["val_loss"].notna().all() else "final_loss"
 
 
 def _differences(found: Sequence[Comparison]) -> Iterator[str]:

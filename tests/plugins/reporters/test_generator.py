@@ -154,6 +154,32 @@ def test_the_validation_loss_decides_where_all_have_one(write):
     assert "validation" not in section(write("format_comparison", partial, "E3M4"), "Summary")
 
 
+def test_a_validation_loss_that_is_not_finite_is_a_failure(write):
+    """It was evaluated, and a summary holds null: the other seeds do not make it the sweet spot."""
+    losses = {"E3M4": (2.0, 2.01, 2.02), "E5M2": (2.4, 2.42, 2.45)}
+    evaluated = runs(losses, val_loss=[2.0, 2.01, NAN, 2.4, 2.41, 2.42], learned=False)
+    summary = section(write("format_comparison", evaluated, None), "Summary")
+    assert "**The numbers name no sweet spot.**" in summary
+    said = "E3M4 has the lowest mean validation loss, 2.0050 (it failed in 1 seed"
+    assert said in summary
+    never = evaluated.assign(learned=[False, False, None, False, False, False])
+    summary = section(write("format_comparison", never, None), "Summary")
+    assert "**Sweet spot: E3M4**, by final loss." in summary
+    both = optimizers((2.0, 2.1, 2.2), (1.9, 2.00002, 2.1))
+    both = both.assign(val_loss=[2.0, 2.1, 2.2, 1.9, 2.00002, NAN], learned=True)
+    text = write("manifold_comparison", both)
+    assert "in E5M2: no conclusion. Validation loss -0.1000" in section(text, "Conclusions")
+
+
+def test_small_losses_keep_their_digits(write):
+    """Those of a regression may be of 1e-5."""
+    df = runs({"E3M4": (1.2e-5, 1.3e-5), "E5M2": (3.1e-5, 3.2e-5)})
+    text = write("format_comparison", df, None)
+    assert "the lowest mean final loss, 1.25e-05." in text
+    assert rows_of(section(text, "Rankings"))[1][3].startswith("1.25e-05 [6.147e-06, ")
+    assert rows_of(section(text, "Results"))[1][4] == "1.2e-05"
+
+
 def test_a_format_that_is_worse_in_the_common_seeds_is_no_sweet_spot(write):
     """E5M2 has an easy seed more; in the others it is above by 0.1."""
     df = runs({"E5M2": (2.6, 2.601, 2.602, 1.2), "E3M4": (2.5, 2.5, 2.503)})
