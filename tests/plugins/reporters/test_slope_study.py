@@ -238,6 +238,10 @@ def test_nothing_speaks_against_whole_data():
         ({"r_squared": None}, "no power law was fitted"),
         ({"summary": {"status": "interrupted"}}, "its status is interrupted"),
         (
+            {"summary": {"monitor": "val_accuracy"}},
+            "its best evaluation is by val_accuracy: best_val_ce is not the lowest",
+        ),
+        (
             {"summary": {"epochs": None}},
             "half is needed every 0.5 epoch, and the run counts no epochs",
         ),

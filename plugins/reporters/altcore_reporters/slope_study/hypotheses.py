@@ -31,7 +31,7 @@ class Result:
     alpha_early: float | None
     """Slope of the loss over the early epochs."""
     best_val_ce: float | None
-    """Lowest validation cross entropy."""
+    """Validation cross entropy of the best evaluation: the lowest, unless `monitor` is another."""
 
 
 @frozen(kw_only=True)

@@ -113,6 +113,8 @@ def _of_run(record: RunRecord, result: Result) -> Iterator[str]:
         yield f"metrics end at step {last}, and the run made {steps}"
     if result.r_squared is None:
         yield "no power law was fitted"
+    if (monitor := record.summary.get("monitor")) not in (None, "val_loss"):
+        yield f"its best evaluation is by {monitor}: best_val_ce is not the lowest"
 
 
 Course = Sequence[tuple[int, Any]]
