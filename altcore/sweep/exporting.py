@@ -87,6 +87,8 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
     completed = [row.name for row in found.rows if row.state is State.COMPLETED]
     head, means = statistics_of(whole, with_changed=with_changed)
     table, left_out = _table(sweep, whole, with_changed=with_changed)
+    changed = {row["job"]: row["changed"] for row in whole.rows if row["changed"]}
+    changed = {job: told for job, told in changed.items() if job not in left_out}
     texts = {
         f"{sweep.table}.csv": _csv(table.columns, (list(row.values()) for row in table.rows)),
         f"{STATISTICS}.csv": _csv(head, means),
@@ -100,10 +102,11 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
         **_metadata(sweep, origins, ledger, table, texts, with_changed=with_changed),
         **_findings(found, plan, whole),
         "left_out": left_out,
+        "settings_changed": changed,
         "missing": missing,
         LACKING: lacking,
     }
-    args = sweep, table, head, left_out, [incomplete, plan.told_unasked]
+    args = sweep, table, head, left_out, changed, [incomplete, plan.told_unasked]
     texts[f"{sweep.table}{METADATA}"] = _json(told)
     texts[DICTIONARY] = _dictionary(*args, with_changed=with_changed)
     files, others = _write(sweep, ledger, out, texts)
@@ -246,6 +249,7 @@ def _dictionary(
     table: Table,
     head: Sequence[str],
     left_out: Mapping[str, str],
+    changed: Mapping[str, Mapping[str, Any]],
     warnings: Sequence[str],
     *,
     with_changed: bool,
@@ -269,7 +273,8 @@ def _dictionary(
         *rows,
         "",
         *(f"- left out: {job}, {why}" for job, why in left_out.items()),
-        *([""] if left_out else []),
+        *(f"- a retry changed {job}: {cell(settings)}" for job, settings in changed.items()),
+        *([""] if left_out or changed else []),
         f"`{STATISTICS}.csv` has a row for each variant and point of the grid: mean and standard "
         f"deviation of every number over its completed runs, {counted} whose settings a retry "
         "changed. `runs` is how many count, and `collapsed` how many of these collapsed. A mean is "

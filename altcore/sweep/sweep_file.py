@@ -114,9 +114,9 @@ class SweepFile:
     )
     columns: Any = setting(
         factory=list,
-        help="values of each run in the exported table, by the name of a key of its summary or of "
-        "a measure; every number and text of the summary if empty. A mapping of names gives the "
-        "whole table: these columns, of the runs that count",
+        help="values of each run in the exported table, by the name of a key of its summary, of a "
+        "measure, or of a setting, as `config.learning_rate`; every number and text of the summary "
+        "if empty. A mapping of names gives the whole table: these columns, of the runs that count",
     )
     series: dict[str, str] = setting(
         factory=dict,

@@ -40,6 +40,8 @@ OWN = {
 USED = ("peak_memory_bytes", "peak_memory_of", "peak_gpu_memory_bytes", "gpu_utilization")
 WHERE = ("name", "directory", "run_id")
 """Keys of a summary that say where a run is, and nothing of it."""
+SETTING = "config."
+"""Begins the name of a setting, as a run had it. Without it a name is that of a measure."""
 DECIMALS = 6
 
 
@@ -85,21 +87,33 @@ def table_of(sweep: SweepFile, ledger: Ledger, rows: Sequence[Row] | None = None
     asked = sweep.columns.values() if isinstance(sweep.columns, Mapping) else sweep.columns
     names = list(dict.fromkeys(asked)) or _scalars(runs.values())
     names = [name for name in names if name not in (*OWN, *factors)]
+    settings = [name for name in names if name.startswith(SETTING)]
     head = ("job", "variant")
     columns = {key: OWN[key] for key in head}
     columns |= {key: f"the value of the setting {key}" for key in factors}
     columns |= {key: told for key, told in OWN.items() if key not in head}
     columns |= {name: meaning(name) for name in names}
-    made, unseen = [], set(names if runs else ())
+    names = [name for name in names if name not in settings]
+    made, unseen = [], set([*names, *settings] if runs else ())
     for row in known:
         values, job = runs.get(row.name), jobs.get(row.name)
         held = {name: values.all(name) for name in names} if values else {}
+        held |= {name: setting_of(name, job, row) for name in settings}
         unseen -= {name for name, all_ in held.items() if all_}
         last = {name: all_[-1] if all_ else None for name, all_ in held.items()}
         made.append({**_own(job, row), **(job.factors if job else {}), **last})
     for name in names:
         _to_numbers(made, name)
     return Table(columns=columns, factors=factors, values=names, rows=made, missing=sorted(unseen))
+
+
+def setting_of(name: str, job: Job | None, row: Row) -> list[Any]:
+    """Return the setting of such a name, as a retry left it; nothing if a job has none."""
+    key = name.removeprefix(SETTING)
+    owner, _, own = key.rpartition(".")
+    config = job.config if job else {}
+    known = config.get("settings", {}).get(owner, {}) if owner else config
+    return [row.changed[key]] if key in row.changed else [known[own]] if own in known else []
 
 
 def _own(job: Job | None, row: Row) -> dict[str, Any]:
@@ -159,6 +173,8 @@ def _number(value: Any) -> Any:
 
 def meaning(name: str) -> str:
     """Return what a column holds that the sweep file names."""
+    if name.startswith(SETTING):
+        return f"the setting {name.removeprefix(SETTING)} of the run, as a retry left it"
     key, _, within = name.partition(".")
     if key not in SUMMARY_KEYS:
         return f"the last value of the measure {name}"

@@ -151,6 +151,35 @@ def test_a_mapping_of_columns_is_the_whole_table(tmp_path):
     assert f"- left out: {failed.name}, failed" in page
     export(asked, ledger, tmp_path / "all", with_changed=True)
     assert len((tmp_path / "all" / "results.csv").read_text().splitlines()) == 4
+    page = (tmp_path / "all" / "README.md").read_text()
+    assert f'- a retry changed {changed.name}: {{"learning_rate": 0.05}}' in page
+    told = json.loads((tmp_path / "all" / "results_metadata.json").read_text())
+    assert told["settings_changed"] == {changed.name: {"learning_rate": 0.05}}
+
+
+def test_a_column_may_be_a_setting_as_the_run_had_it(tmp_path):
+    """Whatever the grid has, and the last step's measure of that name."""
+    names = ["config.learning_rate", "config.gpt.batch_size", "config.gpt.nothing"]
+    columns = {"run": "job", "lr": names[0], "size": names[1], "no": names[2]}
+    ledger = ledger_of(
+        tmp_path, columns=columns, base={"learning_rate": 0.25, "gpt.batch_size": 2}, seeds=2
+    )
+    first, second = ledger.jobs()
+    lines = [{"step": 1, "learning_rate": 1e-9}]
+    for job, changed in ((first, {"gpt.batch_size": 3}), (second, {"learning_rate": 0.05})):
+        fail(ledger, job, "nan loss")
+        complete(ledger, job, changed=changed, lines=lines)
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    files = export(asked, ledger, tmp_path / "out", with_changed=True)
+    assert (tmp_path / "out" / "runs.csv").read_text().splitlines() == [
+        "run,lr,size,no",
+        f"{first.name},0.250000,3,",
+        f"{second.name},0.050000,2,",
+    ]
+    assert files.missing == [names[2]]
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "| `lr` | number | the setting learning_rate of the run, as a retry left it |" in page
+    assert "learning_rate_mean" not in page
 
 
 def test_names_that_no_run_has_are_named(tmp_path, capsys):

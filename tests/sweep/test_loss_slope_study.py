@@ -130,6 +130,7 @@ def test_the_limits(study):
 def record(step, **more):
     """A line of metrics as the monitors write it."""
     slopes = {"r_squared": 0.99, "knee_epoch": 3, "burn_in_loss": 0.9, "alpha_5_15": -0.05}
+    slopes["weight_decay"] = 0.0001
     line = {f"loss-slope/{key}": value for key, value in slopes.items()}
     line |= {"loss-slope/alpha_full": None, "loss-slope/point_loss": 1.5, "val_loss": 1.25}
     line |= {"curvature/lambda_max": 20.0, "curvature/hutchinson_trace": 1e-5}
@@ -164,6 +165,24 @@ def test_the_table_and_the_series(study, jobs, tmp_path):
         "8,2.000000,1.500000,1.250000,20.000000,0.000010",
     ]
     assert (tmp_path / "out" / "results_metadata.json").is_file()
+
+
+def test_the_table_has_settings_that_are_in_no_grid(tmp_path):
+    """Not the learning rate of the last step, to which the schedule has lowered the peak."""
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "preset: altcore_diagnostics:loss-slope.yaml\nname: own\nrequires: []\n"
+        "base: {workload: resnet18-cifar, resnet18-cifar.data: digits, epochs: 4}\n"
+        "variants: {slow: {learning_rate: 0.1}, fast: {learning_rate: 0.2}}\n"
+    )
+    own = read_sweep(str(path))
+    ledger, _ = begin_sweep(own, jobs_of(own), str(tmp_path))
+    for job in ledger.jobs():
+        complete(ledger, job, lines=[record(4, learning_rate=1e-7)])
+    export(own, ledger, tmp_path / "out")
+    rows = {row["variant"]: row for row in csv.DictReader((tmp_path / "out/results.csv").open())}
+    assert [rows[v]["lr"] for v in ("slow", "fast")] == ["0.100000", "0.200000"]
+    assert rows["slow"]["weight_decay"] == "0.000100"
 
 
 def test_the_toy_study_is_the_same_grid(jobs):
