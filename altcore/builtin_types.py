@@ -5,11 +5,12 @@ Imports no numpy.
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -115,6 +116,27 @@ def rounded(value: float, places: int = 4) -> str:
     """
     is_small = 0 < abs(value) < 0.5 * 10**-places
     return f"{value:.2g}" if is_small else f"{value:.{places}f}"
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    r"""Return rows as CSV; a cell with either end of a line in it is quoted.
+
+    >>> csv_text([["a", "b"], [1.5, "50 %\rdone"]])
+    'a,b\n1.5,"50 %\rdone"\n'
+    """
+    out = _Lines()
+    csv.writer(out, lineterminator=out.END).writerows(rows)
+    return "".join(out)
+
+
+class _Lines(list[str]):
+    """Lines that `csv` writes. Python 3.11 quotes no end of a line but what ends its own."""
+
+    END = "\r\n"
+
+    def write(self, line: str) -> None:
+        """Keep a line."""
+        self.append(line.removesuffix(self.END) + "\n")
 
 
 def duration(seconds: float) -> str:

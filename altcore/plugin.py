@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from altcore.builtin_types import (
+        csv_text,
         printable,
     )
     from altcore.config import TrainConfig, read_interval
@@ -248,6 +249,7 @@ _HOME = {
     "holm": "altcore.estimates",
     "welch": "altcore.estimates",
     # Writing reports
+    "csv_text": "altcore.builtin_types",
     "printable": "altcore.builtin_types",
     "replace_text": "altcore.runs",
 }
@@ -304,6 +306,7 @@ __all__ = [
     "compute_dtype",
     "count_magnitudes",
     "count_small",
+    "csv_text",
     "early_and_late",
     "estimate",
     "float_format",

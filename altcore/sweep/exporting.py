@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import time
 from collections import Counter
@@ -16,7 +14,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from altcore import durable
-from altcore.builtin_types import to_json
+from altcore.builtin_types import csv_text, to_json
 from altcore.errors import BadInput
 from altcore.runs import ENVIRONMENT, METRICS, altered, lines_of, read_environment
 from altcore.sweep.audit import Audit, audit
@@ -169,11 +167,7 @@ def _series(
 
 
 def _csv(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([cell(value) for value in row] for row in rows)
-    return text.getvalue()
+    return csv_text([head, *([cell(value) for value in row] for row in rows)])
 
 
 def _json(value: Any) -> str:

@@ -182,6 +182,18 @@ def test_a_column_may_be_a_setting_as_the_run_had_it(tmp_path):
     assert "learning_rate_mean" not in page
 
 
+def test_a_text_of_several_lines_is_one_cell(tmp_path):
+    """As what a progress bar left in an error: pandas takes each of the three for a row's end."""
+    texts = ["50 %\rdone", "one\ntwo", "one\r\ntwo"]
+    ledger = ledger_of(tmp_path, columns=["error"], seeds=3)
+    for job, text in zip(ledger.jobs(), texts, strict=True):
+        complete(ledger, job, error=text)
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    export(asked, ledger, tmp_path / "out")
+    with (tmp_path / "out" / "runs.csv").open(newline="") as file:
+        assert [row["error"] for row in csv.DictReader(file)] == texts
+
+
 def test_names_that_no_run_has_are_named(tmp_path, capsys):
     """Be it a key of the summary, a value within one, or a measure; one that is null is there."""
     columns = ["val_los", "val_loss", "evaluation.nope", "evaluation.nul", "seconds.x"]

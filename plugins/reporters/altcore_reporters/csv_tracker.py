@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,12 @@ from typing import Any
 import attrs
 from attrs import field
 
-from altcore.plugin import RunRecord, replace_text
+from altcore.plugin import RunRecord, csv_text, replace_text
 from altcore_reporters.tracking import TrackerReporter
 
 TABLE = "metrics.csv"
+MOST = 2**31 - 1
+"""Characters of a cell that can be read again: a list may be long."""
 Row = dict[str, Any]
 """The values of a step, by column."""
 
@@ -64,8 +65,12 @@ class CsvTracker(TrackerReporter):
 
     def _insert(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the table anew, which few rows ask for: with new columns, or of an early step."""
-        with self.path.open(newline="") as file:
-            found = [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
+        before = csv.field_size_limit(MOST)
+        try:
+            with self.path.open(newline="") as file:
+                found = [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
+        finally:
+            csv.field_size_limit(before)
         rows: dict[int, Row] = {row["step"]: row for row in found}
         rows.setdefault(step, {"step": step}).update(values)
         self._write_all([rows[step] for step in sorted(rows)])
@@ -77,9 +82,8 @@ class CsvTracker(TrackerReporter):
         replace_text(self.path, (settled + self._text(rows[-1:])).decode())
 
     def _text(self, rows: Iterable[Row]) -> bytes:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, self.columns, lineterminator="\n")
-        for row in rows:
-            cells = {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
-            writer.writerow(cells)
-        return out.getvalue().encode()
+        return csv_text([_cell(row.get(k)) for k in self.columns] for row in rows).encode()
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value

@@ -256,6 +256,21 @@ def test_words_and_lists_survive_the_table(run):
     assert list(table["sizes"].fillna("")) == ["[0.5, NaN]", "[0.5, NaN]", ""]
 
 
+def test_a_progress_bar_and_a_long_list_survive_the_table(run):
+    """A lone end of a line of old, and more characters than the module csv reads by itself."""
+    long, reason = [0.25] * 50_000, "50 %\r100 %\rtoo much"
+    with session(csv, run) as send:
+        run.steps(1, sizes=long)
+        run.append("events.jsonl", step=1, event="recipe", to=["E5M2"], reason=reason)
+        send()
+        run.steps(2, rate=0.5)  # a new column: the rows before it are read again
+    with (run.path / "reports" / "csv" / "metrics.csv").open(newline="") as file:
+        table = pandas.read_csv(file, lineterminator="\n")
+    assert list(table["step"]) == [1, 2]
+    assert table["shift_reason"][0] == reason
+    assert json.loads(table["sizes"][0]) == long
+
+
 # tensorboard ------------------------------------------------------------------------------
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping
 from itertools import repeat
 
+from altcore.plugin import csv_text
 from altcore_reporters.study_pages.document import Cell, Curves, Document, Interval, Number, Table
 
 TABLE = "table"
@@ -37,12 +36,9 @@ def as_csv(document: Document) -> str:
             head += CURVE
             rows += _runs(part)
     head += [key for row in rows for key in row]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(head)), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: harmless(x) for key, x in {**document.facts, **row}.items()})
-    return text.getvalue()
+    columns = list(dict.fromkeys(head))
+    cells = [{**document.facts, **row} for row in rows]
+    return csv_text([columns, *([harmless(own.get(key)) for key in columns] for own in cells)])
 
 
 def harmless(value: object) -> object:
