@@ -49,30 +49,50 @@ def estimate_of(ledger: Ledger, jobs: Sequence[Job]) -> Estimate:
     variants = {job.name: job.variant for job in jobs}
     rows = [row for row in survey(ledger) if row.name in variants]
     done = {row.name: row for row in rows if row.state is State.COMPLETED}
+    lengths = {job.name: length_of(job) for job in jobs}
     taken: dict[str, list[float]] = {}
     for name, row in done.items():
         if row.run_seconds is not None:
-            taken.setdefault(variants[name], []).append(row.run_seconds)
+            taken.setdefault(variants[name], []).append(row.run_seconds / lengths[name])
     checked = _checked(ledger)
-    each = {variant: known["seconds"] for variant, known in checked.items() if "seconds" in known}
-    each |= {variant: fmean(seconds) for variant, seconds in taken.items()}
+    rates = {variant: fmean(found) for variant, found in taken.items()}
+    measured = rates.keys() | {v for v, known in checked.items() if "seconds" in known}
     used = [row.exit.used for row in done.values() if row.exit] or list(checked.values())
     failed = {row.name for row in rows if row.state in (State.FAILED, State.DAMAGED)}
-    left = [job.variant for job in jobs if job.name not in done.keys() | failed]
-    unmeasured = [variant for variant in dict.fromkeys(left) if variant not in each]
+    left = [job for job in jobs if job.name not in done.keys() | failed]
+    variants_left = dict.fromkeys(job.variant for job in left)
+    unmeasured = [variant for variant in variants_left if variant not in measured]
     runs = sum(map(len, taken.values()))
     first = {variants[name]: ledger.run_of(name) for name in reversed(done)}
     where = {hardware_of(run) for run in first.values()} if runs else set()
     where |= {told[HARDWARE] for told in checked.values() if HARDWARE in told and not runs}
     return Estimate(
         left=len(left),
-        seconds=sum(each[variant] for variant in left) if not unmeasured else None,
+        seconds=None
+        if unmeasured
+        else sum(
+            rates[job.variant] * lengths[job.name]
+            if job.variant in rates
+            else checked_seconds(checked[job.variant], lengths[job.name])
+            for job in left
+        ),
         memory={key: max(u[key] for u in used if key in u) for key in MEMORY if _any(used, key)},
         source=f"{runs} run{'s' * (runs != 1)}" if runs else "the steps of a check",
         hardware=sorted(where - {""}),
         unmeasured=unmeasured,
         failed=len(failed),
     )
+
+
+def length_of(job: Job) -> float:
+    """Return how long a job is, in epochs or in steps, whichever it is given in."""
+    return float(job.config.get("epochs") or job.config.get("max_steps") or 1)
+
+
+def checked_seconds(known: Mapping[str, Any], length: float) -> float:
+    """Return the seconds of a job of a variant, by what a check measured of another one."""
+    more = length - known.get("length", length)
+    return float(known["seconds"] + more * known.get("length_seconds", 0.0))
 
 
 def hardware_of(run: Path) -> str:

@@ -20,7 +20,7 @@ from altcore.errors import BadInput, Interrupted, described, nearest
 from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
 from altcore.sweep.checking import SettingsCheck
-from altcore.sweep.estimate import hardware_of
+from altcore.sweep.estimate import checked_seconds, hardware_of, length_of
 from altcore.sweep.expand import check_nothing, jobs_of
 from altcore.sweep.placing import check_executors
 from altcore.sweep.sweep_file import Measure, SweepFile, check_asks
@@ -117,12 +117,16 @@ class Preflight:
             yield Finding(what=what, told=described(error), remedy=remedy)
             return
         yield Finding(what=what, told=config.workload)
-        yield from self._trained(variant, config, per_epoch)
+        yield from self._trained(variant, config, per_epoch, [length_of(job) for job in jobs])
 
     def _trained(
-        self, variant: str, config: TrainConfig, per_epoch: Fraction | None = None
+        self,
+        variant: str,
+        config: TrainConfig,
+        per_epoch: Fraction | None = None,
+        lengths: Sequence[float] = (1.0,),
     ) -> Iterator[Finding]:
-        """Yield what a short training of a variant shows."""
+        """Yield what a short training of a variant shows, that of the first of its jobs."""
         from altcore.api import train
 
         what = f"{variant}: training"
@@ -151,12 +155,14 @@ class Preflight:
             self.measured[variant] = {
                 "seconds": max(0.0, whole - sum(taken)) + step * config.max_steps,
                 "step_seconds": step,
+                "length": lengths[0],
+                "length_seconds": step * config.max_steps / lengths[0],
                 "hardware": hardware_of(values.run),
                 **memory,
             }
             yield Finding(what=what, told=f"{steps} steps, {1e3 * step:.3g} ms each")
             yield self._memory(f"{variant}: memory", config, memory)
-            yield from self._declared(variant, config)
+            yield from self._declared(variant, config, max(lengths))
             for measure in self.sweep.measures:
                 yield self._measure(f"{variant}: {measure.name}", config, values, measure)
 
@@ -192,10 +198,11 @@ class Preflight:
         remedy = self._again(f"--set {config.workload}.batch_size=N")
         return Finding(what=what, told=told, remedy=remedy)
 
-    def _declared(self, variant: str, config: TrainConfig) -> Iterator[Finding]:
+    def _declared(self, variant: str, config: TrainConfig, longest: float) -> Iterator[Finding]:
         """Yield what a run on a GPU would take beyond what the sweep file declares."""
         known = self.measured[variant]
-        for told in self.sweep.declared.passed_by(variant, known, known["seconds"]):
+        seconds = checked_seconds(known, longest)
+        for told in self.sweep.declared.passed_by(variant, known, seconds):
             remedy = self._again(f"--set {config.workload}.batch_size=N")
             yield Finding(what=f"{variant}: resources", told=f"a run takes {told}", remedy=remedy)
 

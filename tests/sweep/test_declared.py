@@ -87,13 +87,13 @@ def test_a_run_without_a_gpu_is_compared_with_nothing(ledger):
 def test_a_check_fails_a_variant_that_passes_it():
     flight = Preflight(sweep(), "s.yaml")
     flight.measured["large"] = {"seconds": 1900.0, "peak_gpu_memory_bytes": 4.5e9}
-    memory, time = flight._declared("large", TrainConfig())
+    memory, time = flight._declared("large", TrainConfig(), 1.0)
     assert memory.what == "large: resources"
     assert memory.told == "a run takes 4.50 GB of GPU memory (declared 4 GB)"
     assert memory.remedy == "altcore sweep check s.yaml --set gpt.batch_size=N"
     assert time.told == "a run takes 32 min (declared 30 min)"
     flight.measured["large"] = {"seconds": 1800.0, "peak_gpu_memory_bytes": 4e9}
-    assert [*flight._declared("large", TrainConfig())] == []
+    assert [*flight._declared("large", TrainConfig(), 1.0)] == []
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,18 @@ def test_by_the_steps_of_a_check(tmp_path):
     assert estimate_of(ledger, jobs).seconds is None
 
 
+@pytest.mark.parametrize("key", ["max_steps", "epochs"])
+def test_longer_jobs_of_a_variant_take_longer(tmp_path, key):
+    """A check is of the first; without one, and once there are runs, they are in proportion."""
+    base = {"gpt.size": "tiny"} if key == "max_steps" else {"workload": "resnet18-cifar"}
+    ledger = ledger_of(tmp_path, grid={key: [20, 400]}, base=base)
+    jobs = sorted(ledger.jobs(), key=lambda job: job.config[key])
+    keep_checked(ledger, {"base": {"seconds": 5.0, "length": 20.0, "length_seconds": 0.125}})
+    assert estimate_of(ledger, jobs).seconds == 5 + 5 + 380 * 0.125
+    complete(ledger, jobs[0], seconds=2.0)
+    assert estimate_of(ledger, jobs).seconds == 40
+
+
 @pytest.mark.parametrize(
     ("told", "where"),
     [

@@ -74,6 +74,14 @@ def test_the_command(file, tmp_path, capsys):
     assert kept.memory["peak_memory_bytes"] > 1e6
 
 
+def test_the_first_job_of_a_variant_tells_the_time_of_longer_ones(corpus):
+    base = {"gpt.size": "tiny", "gpt.n_layer": 1, "gpt.block_size": 8, "gpt.data": str(corpus)}
+    sweep = SweepFile(name="study", base={**base, "eval_steps": 1}, grid={"max_steps": [20, 400]})
+    known = found(sweep, steps=2)[1].measured["base"]
+    assert known["length"] == 20
+    assert known["length_seconds"] == pytest.approx(known["step_seconds"])
+
+
 def test_measures_that_are_not_there(tmp_path, corpus):
     """Or not as often as they must be; the line says what would record them."""
     path = tmp_path / "study.yaml"
