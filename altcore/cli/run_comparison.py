@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from altcore.builtin_types import digits, rounded, to_json
@@ -85,15 +86,16 @@ def _changes(record: RunRecord) -> list[dict[str, Any]]:
     return [{"step": e["step"], **c} for e in resumes for c in e.get("changes", ())]
 
 
-def _same_up_to(first: RunRecord, other: RunRecord) -> int:
-    """Return the last step up to which two runs have the same training losses; 0 if none."""
-    step = 0
-    for a, b in zip(first.steps, other.steps, strict=False):
-        # As text, since NaN is not NaN.
-        if (a["step"], str(a["loss"])) != (b["step"], str(b["loss"])):
-            break
-        step = a["step"]
-    return step
+def _same_up_to(first: RunRecord, other: RunRecord) -> int | None:
+    """Return the last step up to which two runs have the same training losses; 0 if none.
+
+    By the steps that both recorded, whatever their ``log_interval``; None if there is none.
+    """
+    # As text, since NaN is not NaN.
+    ours, others = ({x["step"]: str(x["loss"]) for x in run.steps} for run in (first, other))
+    both = [step for step in ours if step in others]
+    same = list(takewhile(lambda step: ours[step] == others[step], both))
+    return same[-1] if same else 0 if both else None
 
 
 def _differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -135,8 +137,8 @@ def print_comparison(found: Mapping[str, Any]) -> None:
         BESIDE[CHANGES]: ["; ".join(map(change_line, changes)) for changes in found[CHANGES]],
     }
     rows += [[name, *map(_cell, row)] for name, row in beside.items() if any_known(row)]
-    same = found["same_losses_up_to"]
-    rows.append(["same losses up to", MISSING, *(f"step {s}" if s else "none" for s in same[1:])])
+    same = [{None: MISSING, 0: "none"}.get(s, f"step {s}") for s in found["same_losses_up_to"]]
+    rows.append(["same losses up to", MISSING, *same[1:]])
     for part in PARTS:
         if found[part]:
             rows += [[], [part]]

@@ -28,7 +28,8 @@ def record(tmp_path):
     def write(name, losses, written=None, ended=True, environment=None, facts=None, **keys):
         directory = run_directory(tmp_path, name=name, **keys)
         for step, loss in enumerate(losses, 1):
-            directory.append("metrics.jsonl", {"step": step, "loss": loss})
+            at = step * keys.get("log_interval", 1)
+            directory.append("metrics.jsonl", {"step": at, "loss": loss})
         directory.append("metrics.jsonl", {"step": len(losses), "val_loss": 1.5})
         write_configuration(directory, TrainConfig(name=name, **keys))
         if ended:
@@ -145,6 +146,17 @@ def test_what_differs_is_told_and_nothing_else(record, capsys):
     assert rows["gpt.size"] == ["tiny", "-"]
     assert rows["training loss"][-2:] == ["█▅▁", "█▅▁"]
     assert rows["same losses up to"][-2:] == ["step", "2"]
+
+
+def test_losses_are_compared_in_the_steps_that_both_recorded(record, capsys):
+    """Runs of another log_interval may be the same; without such a step nobody knows."""
+    record("a", [4.0, 3.0, 2.0, 1.0])
+    for name, losses, interval in (("b", [3.0, 1.0], 2), ("c", [3.0, 1.5], 2), ("d", [0.5], 5)):
+        record(name, losses, log_interval=interval)
+    assert compared(capsys, record, *"abcd")["same_losses_up_to"] == [4, 4, 2, None]
+    text = call(capsys, "runs", "compare", "a,b,d", "--runs-dir", record.folder).out
+    (row,) = (line for line in text.splitlines() if line.startswith("same losses up to"))
+    assert row.split()[4:] == ["-", "step", "4", "-"]
 
 
 def test_the_data_are_told(record, capsys):
