@@ -84,6 +84,13 @@ def test_running_means_have_no_reach_beyond_their_window():
     assert smoothed([1.0, 2.0], 1) == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("spike", [1e20, -1.7e308, 5e-324])
+def test_running_means_recover_from_a_spike(spike):
+    found = smoothed([2.0, spike, 2.0, math.inf, *[2.0] * 4], 3)
+    assert found[1] == pytest.approx(spike / 3 + 4 / 3)
+    assert found[2:] == [(spike + 2.0) / 2, math.inf, *[2.0] * 4]
+
+
 # Groups -------------------------------------------------------------------------------------------
 
 

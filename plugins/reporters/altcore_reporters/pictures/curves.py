@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 POINTS = 500
 """Points of a curve: more than a screen can show apart."""
+UNIT = 1074
+"""The least positive float is 2 to the power of minus this."""
 
 
 @frozen
@@ -94,17 +96,24 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     if window < 2:
         return list(values)
     half, found = window // 2, []
-    # Sums up to each value, so that a window costs two look-ups, however wide it is.
-    sums, counts = [0.0], [0]
-    for value in values:
-        is_known = math.isfinite(value)
-        sums.append(sums[-1] + (value if is_known else 0.0))
-        counts.append(counts[-1] + is_known)
-    for i, value in enumerate(values):
-        low, high = max(0, i - half), min(len(values), i + half + 1)
-        mean = (sums[high] - sums[low]) / max(1, counts[high] - counts[low])
-        found.append(mean if math.isfinite(value) else value)
+    # A value comes and one goes, however wide the window is. The sum is exact: in floats it would
+    # stay wrong after a value of 1e20.
+    total = count = 0
+    for i in range(-half, len(values)):
+        for at, sign in ((i + half, 1), (i - half - 1, -1)):
+            if 0 <= at < len(values) and math.isfinite(values[at]):
+                total += sign * _units(values[at])
+                count += sign
+        if i >= 0:
+            is_known = math.isfinite(values[i])
+            found.append(total / (count << UNIT) if is_known else values[i])
     return found
+
+
+def _units(value: float) -> int:
+    """Return a finite value in units of the least float, of which it is a whole number."""
+    numerator, denominator = value.as_integer_ratio()
+    return numerator << (UNIT + 1 - denominator.bit_length())
 
 
 def thinned(values: Sequence[float], limit: int = POINTS) -> list[int]:
