@@ -241,6 +241,20 @@ def test_activations_in_blocks_are_missing_by_name():
     assert any("a scale for each block or channel" in words for words in page.missing)
 
 
+@pytest.mark.parametrize(
+    ("fmt", "least", "lost"),
+    [("E4M3", -9, 0.5), ("INT8", 0, 0.5), ("posit8_0", -6, 0.0), ("posit8_1", -12, 0.0)],
+)
+def test_values_are_said_to_round_to_zero_where_they_do(fmt, least, lost):
+    """No posit does; of all others half of what is small here lies at half the least value."""
+    key = f"value-histogram/weight_{fmt}"
+    shares = [0.0, 0.25, *[0.25, 0.0], *[0.0] * 2, *[0.5, 0.0], 0.0]
+    line = {"step": 9, f"{key}_histogram": shares, f"{key}_low": least - 2}
+    (bars,) = contents_of([run(fmt, metrics=[line])]).values
+    assert ("50\xa0% round to zero" in bars.note) == bool(lost)
+    assert bool(bars.flushed) == bool(lost)
+
+
 def test_a_single_value_is_drawn_as_a_dot():
     plots = {p.key: p for p in contents_of([run(metrics=[{"step": 1, "grad_norm": 2.0}])]).plots}
     assert any(shape.css.startswith("dots") for shape in plots["grad_norm"].shapes)

@@ -37,7 +37,7 @@ class Bars:
     rug: str
     """Lines at the format's values."""
     flushed: str
-    """Up to where values round to zero, in percent; empty if that is not known."""
+    """Up to where values round to zero, in percent; empty if none does, or it is not known."""
     beyond: str
     """From where values are beyond the largest, in percent; empty if that is not known."""
     ticks: Sequence[tuple[str, str]]
@@ -60,9 +60,9 @@ def bars_of(picture: ValueHistogram) -> Bars | None:
         return None
     low, high = picture.edges[met[0]], picture.edges[met[-1] + 1]
     grid = [math.log2(v) for v in picture.values]
-    flushed = beyond = None
+    flushed, beyond = picture.flushed, None
     if grid:
-        flushed, beyond = grid[0] - 1, grid[-1]
+        beyond = grid[-1]
         # All values, unless that would leave what was measured a small part of the picture.
         low = max(min(low, grid[0]), low - (high - low) - 4)
         high = max(high, grid[-1])
@@ -86,18 +86,20 @@ def bars_of(picture: ValueHistogram) -> Bars | None:
         flushed=percent(at(flushed)) if flushed is not None and flushed > low else "",
         beyond=percent(at(beyond)) if beyond is not None else "",
         ticks=[(percent(at(e)), f"2{str(e).translate(SUPERSCRIPT)}") for e in _powers(low, high)],
-        note=_note(picture, flushed, beyond),
+        note=_note(picture, beyond),
         rows=list(_rows(picture)),
     )
 
 
-def _note(picture: ValueHistogram, flushed: float | None, beyond: float | None) -> str:
+def _note(picture: ValueHistogram, beyond: float | None) -> str:
     parts = [f"{share(picture.zeros)} are zero" if picture.zeros else "none is zero"]
-    if flushed is None or beyond is None:
+    if beyond is None:
         parts.append(f"the values of {picture.format} are not known here")
     else:
         pairs = list(zip(picture.edges[1:], picture.shares, strict=True))
-        lost = picture.below + sum(s for upper, s in pairs if upper <= flushed)
+        flushed = picture.flushed
+        lost = sum(s for upper, s in pairs if flushed is not None and upper <= flushed)
+        lost += picture.below if flushed is not None else 0.0
         over = picture.above + sum(
             s for lower, s in zip(picture.edges, picture.shares, strict=False) if lower > beyond
         )

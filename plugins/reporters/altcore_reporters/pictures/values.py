@@ -53,6 +53,8 @@ class ValueHistogram:
     """The share above the last one."""
     values: Sequence[float]
     """The format's positive values, ascending; empty if it is not installed here."""
+    flushed: float | None = None
+    """Up to where values round to zero, as a logarithm; None if none does."""
 
 
 def value_histograms(record: RunRecord) -> list[ValueHistogram]:
@@ -90,8 +92,10 @@ def _of_shares(
 ) -> ValueHistogram:
     name = fmt if isinstance(fmt, str) else str(fmt.get("name"))
     zeros, below, *inner, above = shares
-    edges, values = bin_edges(low, len(inner)), _positive(fmt)
-    return ValueHistogram(operand, name, step, source, edges, inner, zeros, below, above, values)
+    edges, values, flushed = bin_edges(low, len(inner)), _positive(fmt), _flushed(fmt)
+    return ValueHistogram(
+        operand, name, step, source, edges, inner, zeros, below, above, values, flushed
+    )
 
 
 def _of_checkpoint(record: RunRecord) -> Iterator[ValueHistogram]:
@@ -152,9 +156,21 @@ def _factor(cast: Mapping[str, Any], weight: Any) -> Any:
 
 
 def _positive(saved: Saved) -> list[float]:
+    return [v for v in _values(saved) if v > 0]
+
+
+def _values(saved: Saved) -> Sequence[float]:
     try:
-        fmt = get_format(saved)
+        return getattr(get_format(saved), "values", ())  # a block format has none of its own
     except BadInput:
-        return []
-    values = getattr(fmt, "values", ())  # a block format has none of its own
-    return [v for v in values if v > 0]
+        return ()
+
+
+def _flushed(saved: Saved) -> float | None:
+    """Return the logarithm of the point between 0 and the least positive value, if any has it."""
+    values = _values(saved)
+    if 0.0 not in values[:-1]:
+        return None
+    # A posit has the two, and no value but 0 is rounded to 0.
+    point = get_format(saved).boundaries[values.index(0.0)]
+    return math.log2(point) if point else None
