@@ -97,6 +97,15 @@ def test_latex_tables_can_be_taken_into_a_paper(rendered):
     assert text.isascii() or set(re.findall(r"[^\x00-\x7f]", text)) <= {"\u202e", "√"}
 
 
+def test_the_caption_of_the_arms_says_which_p_is_not_corrected(tmp_path):
+    """A table in a paper stands without the page's last section."""
+    Explanation().render_answer(explain_answer(), tmp_path)
+    text = (tmp_path / "explain.tex").read_text(encoding="utf-8")
+    (caption,) = re.findall(r"\\caption\{(Every set of factors\..*)\}", text)
+    assert "The arm with all factors is asked about first, and its p is not corrected" in caption
+    assert "Intervals are 95" in caption
+
+
 RAGGED = r">{\raggedright\arraybackslash}"
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from altcore_reporters import markdown
 from altcore_reporters.study_pages import method, repeat
 from altcore_reporters.study_pages.document import (
     NO_NUMBER,
@@ -268,10 +269,13 @@ def rate(found: Mapping[str, Any] | None) -> Cell:
 
     >>> str(rate({"mean": 0.01, "largest": 0.25, "step": 3, "seed": 42}))
     '1.00 % (25.00 % at 3)'
+    >>> str(rate({"mean": 1e-6, "largest": 0.99999, "step": 3, "seed": 42}))
+    'under 0.01 % (over 99.99 % at 3)'
     """
     if found is None:
         return Number(math.nan, "n/a")
-    mean, largest = (f"{100 * value(found[key]):.2f} %" for key in ("mean", "largest"))
+    shares = (markdown.rate(value(found[key])) for key in ("mean", "largest"))
+    mean, largest = (told.replace("%", " %") for told in shares)
     return Number(value(found["mean"]), f"{mean} ({largest} at {found['step']})")
 
 

@@ -168,7 +168,8 @@ def factors(answer: Answer) -> Iterator[Part]:
     arms.append(["frozen", rate, interval(frozen), "", of_seeds(frozen["diverged"], frozen), ""])
     if "null" in answer:
         arms.append(["null", learning_rate(rates["twin"]), interval(answer["null"]), "", "", ""])
-    yield Table("arms", "Every set of factors", ("arm", "× lr", *JUDGED), arms)
+    note = f"{method.note(answer['about'])} {FIRST}"
+    yield Table("arms", "Every set of factors", ("arm", "× lr", *JUDGED), arms, note=note)
     yield "Shapley shares of the gap, and what no smaller set of factors explains:"
     shares = [[key, interval(row)] for key, row in answer["shapley"].items()]
     yield Table("shares", "Shapley shares of the gap", ("factor", "share [95 %]"), shares)
