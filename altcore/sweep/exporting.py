@@ -157,11 +157,11 @@ def _series(
     for name in completed if measures else ():
         lines = lines_of(ledger.run_of(name), METRICS)
         unseen.difference_update(*lines)
-        rows = [
-            [line.get(key) for key in (*PLACE, *measures)]
-            for line in lines
-            if any(m in line for m in measures)
-        ]
+        by_step: dict[int, dict[str, Any]] = {}
+        for line in lines:  # an evaluation has one of its own
+            if any(m in line for m in measures):
+                by_step.setdefault(line["step"], {}).update(line)
+        rows = [[own.get(key) for key in (*PLACE, *measures)] for own in by_step.values()]
         texts[f"{SERIES}/{name}.csv"] = _csv([*PLACE, *sweep.series], rows)
     return texts, unseen if texts else set()
 

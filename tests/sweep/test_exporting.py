@@ -223,7 +223,8 @@ def test_the_course_of_measures_is_a_file_for_each_run(tmp_path):
     lines = [
         {"step": 1, "epoch": 0.25, "q/loss": 2.5},
         {"step": 2, "epoch": 0.5, "other": 1},
-        {"step": 3, "q/loss": 2.0, "val_loss": None},
+        {"step": 3, "q/loss": 2.0},
+        {"step": 3, "val_loss": 1.75},  # an evaluation has a line of its own
     ]
     complete(ledger, first, lines=lines)
     complete(ledger, second, lines=[{"step": 1, "val_loss": 1.0}])
@@ -233,7 +234,7 @@ def test_the_course_of_measures_is_a_file_for_each_run(tmp_path):
     assert (files[-1] / f"{first.name}.csv").read_text().splitlines() == [
         "step,epoch,loss_trajectory,val",
         "1,0.250000,2.500000,",
-        "3,,2.000000,",
+        "3,,2.000000,1.750000",
     ]
     assert "| `val` | the measure val_loss |" in (tmp_path / "out" / "README.md").read_text()
     told = json.loads((tmp_path / "out" / "runs_metadata.json").read_text())
