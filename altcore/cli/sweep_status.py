@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STATES = ("waiting", "running", "completed", "failed", "damaged", "collapsed")
 """The states of jobs; collapsed ones are completed."""
-DAMAGED = "damaged"
+DAMAGED, RUNNING = "damaged", "running"
 LOOK = 2.0
 """Least seconds between two looks at a sweep."""
 SHARE = 10
@@ -75,7 +75,9 @@ def _told(row: Row) -> str:
         return "its worker is gone"
     if row.lacks_run or row.state.value == DAMAGED:
         return row.why
-    told = (row.exit.error or row.exit.verdict) if row.exit else ""
+    # What the attempt before came to is nothing about one that goes on.
+    ended = row.exit if row.state.value != RUNNING else None
+    told = (ended.error or ended.verdict) if ended else ""
     changed = ", ".join(f"{key} {value}" for key, value in row.changed.items())
     return "; ".join(filter(None, (told, changed and f"with {changed}")))
 

@@ -379,6 +379,16 @@ def test_the_command_list(ledger, capsys):
             1:
         ]
         assert line.startswith(f"base-{name}")
+    fail(ledger, ledger.job("base-seed47"), "its process is gone")
+    held = lease(ledger.folder / "jobs" / "base-seed47", 2, {"gpt.batch_size": 8})
+    assert held is not None
+    (line,) = (
+        line
+        for line in call(capsys, "sweep", "list", "toy", *where).out.splitlines()
+        if line.startswith("base-seed47")
+    )
+    assert line.split()[1] == "running"
+    assert line.endswith("  with gpt.batch_size 8")  # and not what ended the attempt before
     done = call(capsys, "sweep", "list", "toy", "--status", "done", *where)
     assert done.code == 2
     assert "--status: 'done' is none of waiting, running, completed, failed" in done.err
