@@ -100,8 +100,12 @@ def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _time(summary: Mapping[str, Any]) -> str:
     if summary["seconds"] is None:
         return "not available"
-    speed = f"{_short(summary['items_per_second'])} {summary['item']}/s"
-    return f"{summary['seconds']:.1f} s, {_short(summary['step_time_ms'])} ms a step, {speed}"
+    parts, speed = [f"{summary['seconds']:.1f} s"], summary["items_per_second"]
+    if summary["step_time_ms"] is not None:
+        parts.append(f"{_short(summary['step_time_ms'])} ms a step")
+    if speed is not None:  # by a clock that stood still there is none
+        parts.append(f"{_short(speed)} {summary['item']}/s")
+    return ", ".join(parts)
 
 
 def _short(value: float) -> str:
@@ -124,12 +128,16 @@ def _formats(formats: str, recipe: str) -> str:
 
 
 def share(value: Any) -> str:
-    """Return a share in percent.
+    """Return a share in percent; only 0 and 1 themselves look like them.
 
-    >>> share(0.1234)
-    '12.3 %'
+    >>> share(0.1234), share(1e-5), share(0.99999), share(1.0)
+    ('12.3 %', 'under 0.1 %', 'over 99.9 %', '100.0 %')
     """
-    return "not available" if value is None else f"{value:.1%}".replace("%", " %")
+    if value is None:
+        return "not available"
+    if 0 < value < 0.0005 or 0.9995 <= value < 1:
+        return "under 0.1 %" if value < 0.5 else "over 99.9 %"
+    return f"{value:.1%}".replace("%", " %")
 
 
 def number(value: Any) -> str:

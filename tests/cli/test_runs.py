@@ -107,6 +107,17 @@ def test_show_has_the_curve_and_how_long_ago(record, capsys, monkeypatch):
     assert re.search(r"^validation loss  .*\n {23}\S", broken, re.MULTILINE)
 
 
+def test_show_of_a_run_by_a_clock_that_stood_still(record, capsys):
+    """It has no throughput."""
+    path = record("mine", [1.0])
+    summary = json.loads((path / "summary.json").read_text())
+    still = {"seconds": 0.0, "step_time_ms": 0.0, "items_per_second": None}
+    (path / "summary.json").write_text(json.dumps({**summary, **still}))
+    shown = call(capsys, "runs", "show", "mine", "--runs-dir", record.folder)
+    rows = dict(line.split("  ", 1) for line in shown.out.splitlines())
+    assert (shown.code, rows["time"].strip()) == (0, "0.0 s, 0 ms a step")
+
+
 def test_listing_runs_imports_no_torch(record, tmp_path):
     """Whoever looks at runs does not wait for it, nor for anything else that computes."""
     record("mine", [1.0])
