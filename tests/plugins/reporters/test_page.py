@@ -199,6 +199,8 @@ def test_a_loss_that_is_not_finite_is_a_failure():
     failed = "it failed in 1 seed in which another finished"
     assert failed in verdict(*three[0], run("E5M2", 3, summary=broken), *three[1])
     assert failed not in verdict(*three[0], run("E5M2", 3, summary=never), *three[1])
+    reasons = verdict_of_run(run(summary=broken)).reasons
+    assert "The validation loss at step 40 is not finite." in reasons
 
 
 def test_losses_of_other_data_are_not_compared_in_silence():

@@ -187,9 +187,9 @@ def figures_of_run(record: RunRecord) -> list[Figure]:
 
 def _loss_reason(summary: Mapping[str, Any]) -> list[str]:
     last, entropy = summary.get("evaluation") or {}, _entropy(summary)
-    value = last.get("val_loss")
-    if value is None:
+    if "val_loss" not in last:
         return []
+    value = last["val_loss"]
     at = f"at step {last['step']}" if "step" in last else "at the end"
     if not is_finite(value):
         return [f"The validation loss {at} is not finite."]
