@@ -15,6 +15,7 @@ from altcore.formats import BlockFormat
 from altcore.numerics.rules import NEAREST
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.torch_rounding import round_unscaled
+from altcore.numerics.tracing import indices
 
 SMALLEST, LARGEST = -127, 127
 """Exponents of an E8M0 scale."""
@@ -60,10 +61,18 @@ def spread(numbers: Tensor, shape: tuple[int, ...], fmt: BlockFormat, axis: int 
 
 def _repeat(numbers: Tensor, times: int, axis: int, length: int) -> Tensor:
     """Repeat each number so many times along ``axis``, the last ones up to ``length`` in all."""
-    if torch.compiler.is_compiling():
-        # Compiled for a CPU, torch 2.13 would leave the last, shorter block unwritten.
-        return numbers.index_select(axis, torch.arange(length, device=numbers.device) // times)
-    return numbers.repeat_interleave(times, axis).narrow(axis, 0, length)
+    if not torch.compiler.is_compiling():
+        return numbers.repeat_interleave(times, axis).narrow(axis, 0, length)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    # With a quotient for an index, a shorter block is left unwritten, but others are read faster.
+    all_full = statically_known_true(length % times == 0)
+    places = (
+        torch.arange(length, device=numbers.device)
+        if all_full
+        else indices(length, torch.int64, numbers.device)
+    )
+    return numbers.index_select(axis, places // times)
 
 
 def largest_of_blocks(x: Tensor, fmt: BlockFormat, axis: int) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
+from altcore.numerics.tracing import indices
 
 _LOW = 0xFFFFFFFF
 
@@ -41,10 +42,10 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     mixed = _splitmix(key_tensor(key, device))
     count = shape.numel()
     if count < 2**31:
-        index = torch.arange(count, dtype=torch.int32, device=device)
+        index = indices(count, torch.int32, device)
         second = _low_half(mixed >> 32)
     else:  # the index's high half goes into that of the key
-        wide = torch.arange(count, dtype=torch.int64, device=device)
+        wide = indices(count, torch.int64, device)
         index, second = _low_half(wide), _low_half((mixed >> 32) ^ (wide >> 32))
     x = (index.view(shape) + _low_half(mixed)) * _wrap(0x9E3779B1, 32)
     x = x ^ _shift(x, 16) ^ (second if second.ndim == 0 else second.view(shape))

@@ -15,7 +15,7 @@ from attrs import define
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.formats import BlockFormat, Format
+from altcore.formats import BlockFormat, Format, float_format
 from altcore.numerics.block_scales import (
     RoundedBlocks,
     largest_of_blocks,
@@ -25,13 +25,17 @@ from altcore.numerics.block_scales import (
 from altcore.numerics.checks import check_floating, check_meters
 from altcore.numerics.hashing import check_key, random_bits
 from altcore.numerics.rounding_constants import compute_dtype
-from altcore.numerics.rules import Meters, Rule, draws
+from altcore.numerics.rules import NEAREST, Meters, Rule, draws
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.torch_rounding import round_unscaled
 
 Key = int | Tensor | None
 Measured = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 """The result, a mask of overflows, and the increments of counts and of errors."""
+_HALVES = {
+    torch.float16: float_format("float16", 5, 10, specials="ieee"),
+    torch.bfloat16: float_format("bfloat16", 8, 7, specials="ieee"),
+}
 PART = 4096
 """Elements that one processor sums in compiled code."""
 
@@ -157,10 +161,7 @@ def rounded(
         q = torch.where(over, torch.where(y < q, -infinity, infinity), q)
     elif rule.overflow == "nan":
         q = torch.where(over, torch.nan, q)
-    if fake:
-        q = times_scale(q, s, x.dtype)
-    elif dtype is not None:
-        q = q.to(dtype)
+    q = times_scale(q, s, x.dtype if fake else dtype or q.dtype)
     return q, over if rule.overflow == "raise" else None, found, sums
 
 
@@ -223,6 +224,8 @@ def times_scale(q: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
     s = None if s is None else s.to(q.dtype)
     if dtype == q.dtype:
         return q if s is None else q * s
+    if s is None and q.dtype == torch.float32:
+        return _narrowed(q, dtype)
     # A product of two float32s is exact in float64, and rounded to odd in float32 it keeps
     # what decides the second rounding, to 16 bits.
     product = q.double() if s is None else q.double() * s.double()
@@ -234,7 +237,16 @@ def times_scale(q: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
     inexact = magnitude != product.abs()
     bits = torch.where(magnitude > product.abs(), bits - 1, bits)
     bits = torch.where(inexact & torch.isfinite(product), bits | 1, bits)
-    return bits.view(torch.float32).to(dtype)
+    return _narrowed(bits.view(torch.float32), dtype)
+
+
+def _narrowed(single: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 numbers to ``dtype``."""
+    if torch.compiler.is_compiling() and dtype in _HALVES:
+        # Else torch.compile leaves the cast out of what it computes from the result in float32.
+        value, over = round_unscaled(single, _HALVES[dtype], NEAREST, None)
+        single = torch.where(over, torch.copysign(torch.full_like(value, torch.inf), value), value)
+    return single.to(dtype)
 
 
 def _count(x: Tensor, q: Tensor, over: Tensor) -> Tensor:

@@ -91,6 +91,17 @@ def outside_modes() -> Iterator[None]:
         yield
 
 
+def indices(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the integers below ``count``, as numbers that torch.compile computes with.
+
+    It takes those of `torch.arange` for the index of a loop. Compiled for a CPU by torch 2.13, a
+    product with one may overflow, which C++ leaves undefined, and the loop for a quotient ends
+    early. Its arithmetic of indices has no bitwise operations.
+    """
+    found = torch.arange(count, dtype=dtype, device=device)
+    return found & torch.iinfo(dtype).max if torch.compiler.is_compiling() else found
+
+
 def is_untraced(x: Tensor) -> bool:
     """Whether ``x`` is an ordinary dense tensor, and nobody traces what is done with it.
 
