@@ -58,18 +58,18 @@ def round_scalar(
         raise BadInput(f"unknown rounding {rounding!r} or overflow {overflow!r}")
     if isinstance(x, float) and math.isnan(x):
         return math.nan
-    if isinstance(x, float) and math.isinf(x):
-        return _overflowed(x, fmt, overflow)
-    exact = Fraction(x)
     values, (low_end, high_end) = fmt.singles if single else fmt.values, fmt.beyond
+    if isinstance(x, float) and math.isinf(x):
+        return _overflowed(x, fmt, values, overflow)
+    exact = Fraction(x)
     if exact >= high_end or exact <= low_end:
-        return _overflowed(x, fmt, overflow)
+        return _overflowed(x, fmt, values, overflow)
     i = bisect_left(values, x)
     if i < len(values) and values[i] == x:
         return _signed(values[i], x)
     i = _choose(exact, fmt, values, i, rounding, uniform)
     if i in (-1, len(values)):
-        return _overflowed(x, fmt, overflow)
+        return _overflowed(x, fmt, values, overflow)
     return _signed(values[i], x)
 
 
@@ -187,10 +187,12 @@ def _signed(value: float, x: float | Fraction) -> float:
     return -0.0 if value == 0 and negative else value
 
 
-def _overflowed(x: float | Fraction, fmt: Format, overflow: str) -> float:
-    positive = x > fmt.values[0]
+def _overflowed(
+    x: float | Fraction, fmt: Format, values: tuple[float, ...], overflow: str
+) -> float:
+    positive = x > values[0]
     if overflow == "saturate":
-        return _signed(fmt.values[-1] if positive else fmt.values[0], x)
+        return _signed(values[-1] if positive else values[0], x)
     if overflow == "raise":
         raise BadInput(f"a value overflows format {fmt.name}")
     if not has_code(fmt, overflow):

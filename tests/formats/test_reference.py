@@ -152,3 +152,11 @@ def test_stochastic_probability(fmt, data):
     for uniform in (Fraction(0), fraction / 2, fraction, Fraction(63, 64)):
         moved = round_scalar(x, fmt, "stochastic", uniform=uniform) == outer
         assert moved == (uniform < fraction or x == outer)
+
+
+def test_single_saturates_to_float32():
+    """As tensors of float32 do, whose grid does not hold the largest value itself."""
+    fmt = table_format("past one", [-1 / 3, 0, 1.0000000001])
+    assert round_scalar(1e9, fmt, single=True) == round_scalar(math.inf, fmt, single=True) == 1.0
+    assert round_scalar(-math.inf, fmt, single=True) == fmt.singles[0] != fmt.values[0]
+    assert round_scalar(1e9, fmt) == 1.0000000001
