@@ -14,7 +14,7 @@ from altcore.numerics.ordinals import ordinal
 from altcore.numerics.resolve import Scale, find_coded, key_for, rule_for, scale_pair
 from altcore.numerics.rounding import round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
-from altcore.numerics.tracing import constant_tensors
+from altcore.numerics.tracing import constant, constant_tensors
 
 
 def encode(
@@ -30,8 +30,9 @@ def encode(
 
     Values are rounded first, as by `fake_quantize`; a value that is on the grid keeps its code
     exactly, -0 included if the format has it. Raises `BadInput` like `fake_quantize`, and for
-    a NaN if the format has no NaN code. If it has an infinity above zero alone, -inf is encoded as
-    NaN, too, and refused if there is none. `altcore.pack` takes block formats.
+    a NaN if the format has no NaN code; torch.compile breaks its graph for that look, and refuses
+    it under ``fullgraph``. If the format has an infinity above zero alone, -inf is encoded as NaN,
+    too, and refused if there is none. `altcore.pack` takes block formats.
     """
     fmt = find_coded(fmt)
     rule = rule_for(rounding, overflow)
@@ -88,6 +89,14 @@ def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
 @constant_tensors
 def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int | None, int] | None]:
     """The code of each of ``fmt.values``; those of -0, of NaN, and of the two infinities."""
+    codes, minus_zero, nan, infinities = _code_numbers(fmt)
+    return torch.tensor(codes, dtype=torch.int64, device="cpu"), minus_zero, nan, infinities
+
+
+@constant  # torch.compile cannot trace the lock of a cached property
+def _code_numbers(
+    fmt: Format,
+) -> tuple[tuple[int, ...], int | None, int | None, tuple[int | None, int] | None]:
     first: dict[float, int] = {}
     minus_zero: int | None = None
     for code, value in enumerate(fmt.code_values):
@@ -97,7 +106,7 @@ def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int | Non
             first.setdefault(value, code)
     if minus_zero is not None:
         first.setdefault(0.0, minus_zero)
-    codes = torch.tensor([first[v] for v in fmt.values], dtype=torch.int64, device="cpu")
+    codes = tuple(first[v] for v in fmt.values)
     nan = fmt.nan_codes[0] if fmt.nan_codes else None
     infinities = (first.get(-math.inf), first[math.inf]) if fmt.inf_codes else None
     return codes, minus_zero, nan, infinities

@@ -9,7 +9,7 @@ from format_checks import HAS_VMAP, PATHS, assert_same, needs_vmap, path
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from altcore import fake_quantize, neighbours, stiffness, ulp_distance
+from altcore import encode, fake_quantize, neighbours, stiffness, ulp_distance
 from altcore.errors import BadInput
 from altcore.formats import float_format
 from altcore.numerics.resolve import resolve_format
@@ -200,15 +200,16 @@ def test_compiled_whole(f, differentiated):
         neighbours,
         stiffness,
         lambda x, fmt: ulp_distance(x.round(), x.round() + 1, fmt),
+        lambda x, fmt: encode(x, fmt).float(),
     ],
-    ids=["clipped", "neighbours", "stiffness", "ulp distance"],
+    ids=["clipped", "neighbours", "stiffness", "ulp distance", "codes"],
 )
 def test_a_format_that_nobody_has_used_is_compiled_whole(f):
     """Its values are listed at their first use, behind a lock before Python 3.12."""
     x = X[0].clone().requires_grad_()
     torch._dynamo.reset()
     compiled = torch.compile(f, backend="eager", fullgraph=True)
-    found, wanted = compiled(x, float_format("NEW", 4, 3)), f(x, float_format("NEW", 4, 3))
+    found, wanted = (g(x, float_format("NEW", 4, 3, specials="fn")) for g in (compiled, f))
     for one, other in zip(
         *(y if isinstance(y, tuple) else (y,) for y in (found, wanted)), strict=True
     ):
