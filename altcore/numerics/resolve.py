@@ -173,12 +173,20 @@ def rule_by_amax(fmt: Format, rule: Rule) -> Rule:
 
     Nothing overflows there, but ``x * r`` is rounded and may pass the largest value by a unit in
     the last place, which rounding up, down or at random takes for an overflow. A format without
-    negative values keeps the rule: theirs do overflow.
+    negative values keeps the rule: theirs do overflow. `BadInput` if both would.
     """
     if rule.overflow == "saturate":
         return rule
     check_rule(fmt, rule)
-    return rule._replace(overflow="saturate") if _is_signed(fmt) else rule
+    if _is_signed(fmt):
+        return rule._replace(overflow="saturate")
+    if rule.rounding in ("up", "stochastic"):
+        raise BadInput(
+            f"format {fmt.name}: under a scale by the largest magnitude, rounding "
+            f"{rule.rounding} may pass the largest value, which is no overflow, while a negative "
+            "number is one: overflow must be saturate, or the scale a number"
+        )
+    return rule
 
 
 @constant  # torch.compile cannot trace the lock of a cached property

@@ -301,6 +301,9 @@ def test_what_overflows_under_amax():
     for call in (quantize, lambda *a, **k: fake_quantize(*a, "amax", **k)):
         with pytest.raises(BadInput, match="E3M4 has no inf"):
             call(normal(3), E3M4, overflow="inf")
+        for rounding in ("up", "stochastic"):
+            with pytest.raises(BadInput, match="POSITIVE: under a scale by the largest"):
+                call(normal(3).abs(), fmt, rounding=rounding, overflow="nan")
 
 
 def test_clipped_gradient_of_what_is_no_number():
