@@ -224,19 +224,22 @@ class Detector:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Judge a step; return the evidence of each new collapse, and of each new warning.
 
-        ``is_forgiven``: the format was shifted or the state rolled back because of this step, so
-        that it is not counted as non-finite. ``counts``: a non-finite step that does not count
-        leaves the number of consecutive ones as it is.
+        ``is_forgiven``: the format was shifted or the state rolled back in this step, so that it
+        is not counted as non-finite, and enters no window: these begin after it. ``counts``: a
+        non-finite step that does not count leaves the number of consecutive ones as it is.
         ``stall`` is (``stored`` or ``view``, rate) of the last recorded update, ``dead`` the
         number of consecutive steps that each parameter's gradient has been dead.
         """
         found = {"nan_patience": self._nan(is_finite or is_forgiven, counts)}
         if is_finite:
-            found["diverged"] = self._diverged(loss)
-            if step > self.config.warmup_steps:
-                self.recent.append((step, loss))
-            if stall is not None and self.window.add(step, loss, stall[1], learning_rate):
-                found["stalled"] = self._stalled(stall[0])
+            self.seen += 1
+            start = self.first_loss = loss if self.first_loss is None else self.first_loss
+            if not is_forgiven:
+                found["diverged"] = self._diverged(loss, start)
+                if step > self.config.warmup_steps:
+                    self.recent.append((step, loss))
+                if stall is not None and self.window.add(step, loss, stall[1], learning_rate):
+                    found["stalled"] = self._stalled(stall[0])
         found["dead_gradients"] = self._dead(dead or {})
         collapses, warnings = [], []
         for cause, finding in found.items():
@@ -265,10 +268,11 @@ class Detector:
     def start_anew(self) -> None:
         """Forget the windows: the recipe was changed, or the state rolled back."""
         self.nonfinite = 0
+        self.losses.clear()
         self.window.steps.clear()
         self.recent.clear()
         self.evaluations.clear()
-        self.active -= {"nan_patience", "stalled"}
+        self.active -= {"nan_patience", "diverged", "stalled"}
         self.warned.discard("stall")
 
     @property
@@ -283,18 +287,15 @@ class Detector:
         reason = f"{self.nonfinite} consecutive steps were not finite (nan_patience {patience})"
         return Finding(reason, {"consecutive": self.nonfinite})
 
-    def _diverged(self, loss: float) -> Finding | None:
+    def _diverged(self, loss: float, start: float) -> Finding | None:
         self.losses.append(loss)
-        self.seen += 1
-        start = self.first_loss = loss if self.first_loss is None else self.first_loss
-        now = fmean(self.losses)
-        if self.seen <= FIRST + SMOOTH or now <= start + (self.config.diverged_ratio - 1) * abs(
-            start
-        ):
+        now, ratio = fmean(self.losses), self.config.diverged_ratio
+        is_known = self.seen > FIRST + SMOOTH and len(self.losses) == SMOOTH
+        if not is_known or now <= start + (ratio - 1) * abs(start):
             return None
         reason = (
             f"the loss of the last {SMOOTH} steps, {now:.4g}, is more than "
-            f"{digits(self.config.diverged_ratio)} times the {start:.4g} that it started at"
+            f"{digits(ratio)} times the {start:.4g} that it started at"
         )
         return Finding(reason, {"loss_at_start": start, "loss_now": now})
 

@@ -151,6 +151,7 @@ class GoingOn:
                     group.update(own)
         if any(c.kind in ("format", "recipe") for c in accepted):
             take_recipe(run, "--allow-change")
+            engine.start_anew()
 
     def _as_it_goes_on(self, config: TrainConfig) -> Checkpoint:
         """Return the checkpoint without the snapshots that cannot be used.

@@ -43,6 +43,8 @@ class RunHistory:
     stall_rates: dict[str, float | None] = field(factory=dict)
     """Of the last recorded update: stored, view and lost (`altcore.engine.stall`), each None if
     there is none."""
+    stall_since: int = 0
+    """The step of the last change of format or rollback: the rates up to it tell nothing now."""
 
     def note_loss(self, step: int, loss: float) -> None:
         """Keep a step's training loss."""
@@ -60,9 +62,13 @@ class RunHistory:
 
     def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:
         """Keep the stall rates of a line of metrics, unless it was recorded for a diagnostic."""
-        if line["step"] % log_interval == 0:
+        if line["step"] % log_interval == 0 and line["step"] > self.stall_since:
             kinds = ("stored", "view", "lost")
             self.stall_rates = {kind: line.get(f"{kind}_stall_rate") for kind in kinds}
+
+    def forget_stall(self, step: int) -> None:
+        """Forget the stall rates up to a step, after which formats or state are others."""
+        self.stall_rates, self.stall_since = {}, step
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take the values of a checkpoint, by field."""

@@ -274,9 +274,14 @@ class Engine:
             self.history.stop = stop_of(verdict, self.run.step)
         is_changed = carry_out(self.run, verdict)
         if is_changed:
-            self.detector.start_anew()
-            self.captures = capture.LayerCaptures(self.run.quantization.modules)
+            self.start_anew()
         return is_changed
+
+    def start_anew(self) -> None:
+        """Judge, from the next step on, formats or a state that are others now."""
+        self.detector.start_anew()
+        self.history.forget_stall(self.run.step)
+        self.captures = capture.LayerCaptures(self.run.quantization.modules)
 
     def detect(
         self, step: Step, host: Mapping[str, Any], is_changed: bool, counts: bool

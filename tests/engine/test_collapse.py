@@ -129,6 +129,19 @@ def test_nothing_diverges_before_there_is_a_start():
     assert feed(detector(), [1.0] * 5 + [100.0] * (SMOOTH - 5)) == []
 
 
+def test_a_rollback_leaves_the_losses_of_abandoned_steps_behind():
+    """What follows is judged by twenty losses of its own, and a run that goes on so is told again.
+
+    A step in which the state was rolled back is of the state before.
+    """
+    for level, found in ((1.0, []), (9.0, [(30 + SMOOTH, "diverged")])):
+        watcher = detector()
+        assert feed(watcher, [1.0] * 25 + [9.0] * 4)[0][1] == "diverged"
+        watcher.start_anew()
+        watcher.observe(30, 1e9, is_finite=True, is_forgiven=True, learning_rate=1.0)
+        assert feed(watcher, [level] * 60, start=31) == found
+
+
 def test_negative_losses_diverge_upwards():
     """A log-likelihood of a density may be below zero: the ratio is of its size."""
     assert feed(detector(diverged_ratio=1.5), [-2.0] * 30 + [-1.5] * 40) == []

@@ -151,6 +151,15 @@ def test_an_accepted_format_is_the_one_that_runs(start, run):
     assert (made.shift_step, made.format_shifted_to) == (2, "E5M2")
 
 
+def test_an_accepted_format_is_judged_by_its_own_steps(start, run):
+    """What the detector kept of the steps in the format before says nothing of it."""
+    edit(run, format="E5M2", format_digests={})
+    config = resuming.resumed("r", str(start.runs), max_steps=4)
+    engine = setup.prepare(config, resume="r", allow_change=["format"])
+    assert (list(engine.detector.losses), engine.history.stall_since) == ([], 2)
+    engine.directory.close()
+
+
 def test_an_accepted_setting_of_the_optimizer_counts(start, run):
     """The checkpoint's groups would bring the old one back."""
     edit(run, adamw__weight_decay=0.5)

@@ -23,6 +23,7 @@ from altcore import (
     hookimpl,
 )
 from altcore.cli.summary import lines
+from altcore.engine.collapse import Detector
 from altcore.errors import AltcoreError, ConflictingActions
 from altcore.formats import table_format
 from altcore.hooks import Proposal, arbitrate, describe_action
@@ -439,6 +440,25 @@ def test_a_change_works_as_if_the_run_had_begun_with_it(shelf, start):
     assert line["loss"] != other["loss"]
     assert line["flushed_rate"] is None, "nothing is quantized any more"
     assert other["flushed_rate"] is not None
+
+
+def test_the_stall_of_the_format_before_is_not_that_of_the_next(shelf, start, monkeypatch):
+    """The rate of a step is judged in the next one; of the step that shifts, it is not."""
+    judged, observe = {}, Detector.observe
+    acting(shelf, s3=ShiftFormat(E5M2, reason=R))
+
+    def keep(self, step, loss, **given):
+        judged[step] = given["stall"]
+        return observe(self, step, loss, **given)
+
+    monkeypatch.setattr(Detector, "observe", keep)
+    for every in (1, 2):
+        run = start(["actor"], format="E4M3", recipe="pure", log_interval=every, max_steps=9)
+        rates = {line["step"]: line["stored_stall_rate"] for line in run.metrics_history}
+        for step in range(1, 10):
+            last = (step - 1) // every * every
+            is_told = step % every == 0 and last > 0 and (last > 3 or step < 3)
+            assert judged[step] == (("stored", rates[last]) if is_told else None), (every, step)
 
 
 def test_a_changed_stored_format_re_encodes_and_keeps_the_moments(shelf, watch, start):
