@@ -92,6 +92,8 @@ if TYPE_CHECKING:
         interval_width,
         moments,
         nearest_error,
+        norm_of,
+        norms_of,
         ordinal,
         round_to_grid,
     )
@@ -192,6 +194,8 @@ _HOME = {
     "follow_flips": "altcore.numerics",
     "inner_products": "altcore.numerics",
     "moments": "altcore.numerics",
+    "norm_of": "altcore.numerics",
+    "norms_of": "altcore.numerics",
     # Measuring: quantized weights, operands, statistics
     "COUNTS": "altcore.numerics",
     "MOVES": "altcore.quantization",
@@ -331,6 +335,8 @@ __all__ = [
     "nan_where_not_finite",
     "nearest",
     "nearest_error",
+    "norm_of",
+    "norms_of",
     "on_grid",
     "open_to_read",
     "ordinal",

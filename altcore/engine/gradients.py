@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from operator import is_
@@ -12,16 +11,7 @@ from attrs import define, field
 from torch import Tensor, nn
 
 from altcore.errors import AltcoreError
-
-HALF = frozenset({torch.float16, torch.bfloat16})
-
-
-def norms_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norms of tensors, (n,), those of 16-bit ones in float32, which holds them."""
-    types, dtype = {t.dtype for t in tensors}, None
-    if types & HALF and not any(t.is_complex for t in types):
-        dtype = functools.reduce(torch.promote_types, types, torch.float32)
-    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype))
+from altcore.numerics import norms_of
 
 
 @define(eq=False)

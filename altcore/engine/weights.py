@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from altcore.engine.buffers import Buffers
 from altcore.engine.finite import first_nonfinite
-from altcore.engine.gradients import norms_of
 from altcore.errors import AltcoreError
 from altcore.hooks import NonFinite
+from altcore.numerics import norms_of
 from altcore.recipes import some
 
 

@@ -24,6 +24,7 @@ from altcore.numerics.functional import (
 )
 from altcore.numerics.hadamard import transform
 from altcore.numerics.magnitudes import amax, quantile, root_mean_square
+from altcore.numerics.norms import norm_of, norms_of
 from altcore.numerics.ordinals import interval_width, nearest_error, ordinal
 from altcore.numerics.packing import Packed, pack, pack_bits, unpack, unpack_bits
 from altcore.numerics.reductions import count_magnitudes, count_small, inner_products, moments
@@ -61,6 +62,8 @@ __all__ = [
     "moments",
     "nearest_error",
     "neighbours",
+    "norm_of",
+    "norms_of",
     "ordinal",
     "outside_modes",
     "pack",

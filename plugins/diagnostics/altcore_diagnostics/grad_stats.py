@@ -17,6 +17,7 @@ from altcore.plugin import (
     join_moments,
     mean_and_std,
     moments,
+    norms_of,
     setting,
 )
 from altcore_diagnostics.parameter_table import ParameterTable
@@ -102,9 +103,8 @@ class GradStats:
         found = _all(norms, dead, long_dead)
         if "l2" in found:
             weights = [p for p in run.model.parameters() if p.requires_grad]
-            norms_of_weights = [norm.double() for norm in torch._foreach_norm(weights)]
             found["grad_norm_periodic"] = found["l2"]
-            found["weight_norm_periodic"] = torch.stack(norms_of_weights).norm()
+            found["weight_norm_periodic"] = norms_of(weights).double().norm()
         return found
 
     def _alive_at(self, name: str, parameter: Tensor, began: int, step: int) -> Tensor:

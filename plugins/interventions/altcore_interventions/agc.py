@@ -10,7 +10,7 @@ import torch
 from attrs.validators import gt
 from torch import Tensor, nn
 
-from altcore.plugin import has_transposed_weight, hookimpl, output_head, setting
+from altcore.plugin import has_transposed_weight, hookimpl, norm_of, output_head, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run
@@ -70,9 +70,8 @@ class Agc:
 def unit_norms(x: Tensor, last: bool = False) -> Tensor:
     """Return the norm of each unit, with its dimensions kept; units lie along the first or last."""
     if x.dim() < 2:
-        return torch.linalg.vector_norm(x)
-    along = 0 if last else tuple(range(1, x.dim()))
-    return torch.linalg.vector_norm(x, dim=along, keepdim=True)
+        return norm_of(x)
+    return norm_of(x, 0 if last else tuple(range(1, x.dim())))
 
 
 def transposed_weights(model: nn.Module) -> set[int]:

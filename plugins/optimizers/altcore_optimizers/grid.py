@@ -14,7 +14,16 @@ from attrs.validators import and_, ge, gt, le, lt
 from torch import Tensor
 from torch.nn import Parameter
 
-from altcore.plugin import Format, Rule, on_grid, ordinal, round_to_grid, setting, table_format
+from altcore.plugin import (
+    Format,
+    Rule,
+    norm_of,
+    on_grid,
+    ordinal,
+    round_to_grid,
+    setting,
+    table_format,
+)
 from altcore_optimizers.adam import adam_step
 from altcore_optimizers.groups import decay_1d_setting, decay_groups
 
@@ -164,7 +173,7 @@ class GridOptimizer(torch.optim.Optimizer):
 
 def over_rms(x: Tensor) -> Tensor:
     """Return ``x`` over its root mean square; zeros stay zeros."""
-    rms = torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+    rms = norm_of(x) / math.sqrt(x.numel())
     return x / torch.where(rms > 0, rms, 1.0)
 
 

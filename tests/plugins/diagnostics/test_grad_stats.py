@@ -51,6 +51,17 @@ def test_the_norms_of_the_whole_model():
     assert found["weight_norm_periodic"] == pytest.approx(5)
 
 
+@pytest.mark.parametrize(("dtype", "weight"), [(torch.float16, 3e4), (torch.bfloat16, 1.0)])
+def test_the_norm_of_16_bit_weights_is_not_rounded_to_16_bits(dtype, weight):
+    """A float16 has no 95,000, and a bfloat16 no 3.162."""
+    made = bench(nn.Linear(10, 1, bias=False).to(dtype))
+    with torch.no_grad():
+        made.run.model[0].weight.fill_(weight)
+    found = made.gradients(GradStats(), x=torch.ones(1, 10, dtype=dtype))
+    size = float(torch.tensor(weight, dtype=dtype))
+    assert found["weight_norm_periodic"] == pytest.approx(size * math.sqrt(10), rel=1e-6)
+
+
 def test_a_constant_gradient_has_no_snr():
     """Its layer is left out of mean and smallest; where every layer is constant, both are NaN."""
     made = bench(square(1.0), linear(1.0, 1.0))

@@ -109,6 +109,17 @@ def test_the_head_and_what_is_named_are_left_alone():
     assert torch.equal(clip(model, {"1.base_layer.weight": large})["1.base_layer.weight"], large)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_units_of_16_bits_agree_with_the_equation(dtype):
+    """Such a row is finite, and its norm may be above the largest float16."""
+    torch.manual_seed(0)
+    model = two_layers(nn.Linear(1024, 4)).to(dtype)
+    gradient = (torch.randn(4, 1024) * torch.logspace(-3, 4, 4)[:, None]).to(dtype)
+    found = clip(model, {"0.weight": gradient})["0.weight"].double().norm(dim=1)
+    expected = slow(model[0].weight.detach().double(), gradient.double()).norm(dim=1)
+    torch.testing.assert_close(found, expected.double(), rtol=2e-3, atol=0)
+
+
 def test_what_is_not_finite_stays():
     """A NaN is for the engine to see; its row is not scaled, other rows are."""
     gradient = torch.tensor([[math.nan, 1e3], [1e3, 1e3]])

@@ -13,7 +13,7 @@ from altcore import BadInput, get_format
 from altcore.hooks import build as build_settings
 from altcore.numerics import round_to_grid
 from altcore.quantization import WeightGrid
-from altcore_optimizers.grid import Grid
+from altcore_optimizers.grid import Grid, over_rms
 
 BY_HAND = {"beta": 0.0, "normalize": False}
 """The update is the learning rate times the gradient."""
@@ -37,6 +37,12 @@ def step(weights, gradients, of, lr=1.0, **settings):
     with NoHostRead():
         optimizer.step()
     return p.detach()[0].tolist(), optimizer.state[p]
+
+
+def test_the_root_mean_square_of_16_bits_is_taken_in_float32():
+    """The norm of this float16 momentum is not one: it would be divided by infinity."""
+    x = torch.full((64, 64), 3e4, dtype=torch.float16)
+    assert torch.equal(over_rms(x), torch.ones_like(x))
 
 
 def test_whole_rungs_by_hand():
