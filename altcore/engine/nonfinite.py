@@ -39,10 +39,10 @@ def _first(run: Run, host: Mapping[str, Any]) -> NonFinite:
         if row.get("nonfinite", 0) > 0
     ]
     forward = [m for m in met if not m[1].startswith(("gradient", "weight_gradient"))]
+    if not math.isfinite(host["loss"]):  # what the backward pass met follows from it
+        return NonFinite("loss", *(forward or [(None, None)])[0], value=host["loss"])
     # The backward pass meets the layers in the reverse of the order in which they are listed.
     first = (forward or met[::-1] or [(None, None)])[0]
-    if not math.isfinite(host["loss"]):
-        return NonFinite("loss", *first, value=host["loss"])
     if not math.isfinite(host["grad_norm"]):
         return _gradient(run, "gradient", host["grad_norm"], first)
     if not math.isfinite(host["final_norm"]):

@@ -96,6 +96,15 @@ def test_what_is_not_finite_is_found_in_its_step(shelf, start, case):
             assert all(torch.isfinite(w).all() for w in state(run, name)["model"].values())
 
 
+def test_a_loss_that_no_layer_spoiled_names_none(shelf, start):
+    """What the backward pass meets first is where that loss goes, not where it came from."""
+    shelf.install("intervention", "spoil", Spoil)
+    for where, layer in (("loss", None), ("quantizer", "transformer.h.0.mlp.c_fc")):
+        keys = {"spoil__where": where, "spoil__at": 2, "format": "E4M3"}
+        (event,) = events(start(["spoil"], max_steps=3, **keys).run_directory, "nan")
+        assert (event["what"], event["layer"]) == ("loss", layer)
+
+
 def test_a_gradient_that_any_hook_spoils_reaches_no_optimizer(shelf, start):
     """As post_backward of an intervention, which may not change it: the norm is taken anew."""
 
