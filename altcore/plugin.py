@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         Casts,
         ResolvedRecipe,
         Scaling,
+        is_meant,
     )
     from altcore.runs import (
         EVENTS,
@@ -206,6 +207,7 @@ _HOME = {
     "has_transposed_weight": "altcore.quantization",
     "interval_width_of": "altcore.engine",
     "inverse_scale": "altcore.engine",
+    "is_meant": "altcore.recipes",
     "join_moments": "altcore.engine",
     "last_input": "altcore.engine",
     "layer_of": "altcore.engine",
@@ -325,6 +327,7 @@ __all__ = [
     "interval_width",
     "interval_width_of",
     "inverse_scale",
+    "is_meant",
     "join_moments",
     "last_input",
     "layer_of",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
 from attrs import asdict, field, frozen
@@ -20,7 +19,7 @@ from altcore.formats import (
     full_rounding,
     get_format,
 )
-from altcore.recipes import ROLES, Place, Scaling, operands_of, read_scaling
+from altcore.recipes import ROLES, Place, Scaling, is_meant, operands_of, read_scaling
 
 KEEP = "keep"
 """In a ChangeRecipe: leave this part of the recipe as it is."""
@@ -104,9 +103,9 @@ def _scaling(value: Any) -> Any:
 class ChangeRecipe(Action):
     """Change format, scaling or rounding of some roles of some layers, from the next step.
 
-    ``layers`` are patterns of layer names; ``roles`` are roles or operands (``weight@dgrad``),
-    or empty for every role that is quantized now. ``format`` is a format or one in plain form, or
-    None: leave it in float32. ``scaling`` is given as recipes do.
+    ``layers`` are names of layers or patterns of them; ``roles`` are roles or operands
+    (``weight@dgrad``), or empty for every role that is quantized now. ``format`` is a format or
+    one in plain form, or None: leave it in float32. ``scaling`` is given as recipes do.
     """
 
     layers: tuple[str, ...] = field(default=("*",), converter=_tuple)
@@ -271,7 +270,7 @@ def _claims(action: Action, layers: Sequence[str]) -> Iterable[tuple[tuple[str, 
     elif isinstance(action, ChangeRecipe):
         operands = [o for role in action.roles or ROLES for o in operands_of(role)]
         for layer in layers:
-            if any(fnmatchcase(layer, pattern) for pattern in action.layers):
+            if is_meant(layer, action.layers):
                 for part in ("format", "scaling", "rounding"):
                     value = getattr(action, part)
                     if not _is_keep(value):

@@ -16,8 +16,8 @@ class NonFinite:
     ``gradient``, ``final gradient`` (after the clippers) or ``quantizer``."""
     layer: str | None = None
     """The layer, or the parameter of a gradient or weight, or the buffer; for a loss the first
-    layer whose quantizer met a value that is not finite in the forward pass, if any did. Of a gradient whose elements
-    are finite and whose norm is not, the parameter with the largest one."""
+    layer whose quantizer met a value that is not finite in the forward pass, if any did. Of a
+    gradient whose elements are finite and whose norm is not, the parameter with the largest one."""
     operand: str | None = None
     """The operand that a quantizer met, as ``activation@fwd``; None if none did."""
     value: float = math.nan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from attrs import evolve
@@ -11,7 +10,7 @@ from attrs import evolve
 from altcore.errors import BadInput
 from altcore.formats import BlockFormat
 from altcore.recipes.cast import Cast, default_scaling, has_overflow
-from altcore.recipes.layers import some
+from altcore.recipes.layers import is_meant, some
 from altcore.recipes.operands import OPERANDS, operands_of
 from altcore.recipes.recipe import ResolvedRecipe
 
@@ -29,7 +28,7 @@ def change(
     """
     operands = {o for role in roles for o in operands_of(role)} or set(OPERANDS)
     changed = {name: dict(casts) for name, casts in resolved.items()}
-    hits = [n for n in resolved if any(fnmatchcase(n, p) for p in layers)]
+    hits = [n for n in resolved if is_meant(n, layers)]
     if not hits:
         raise BadInput(f"a change of recipe for {some(list(layers))} matches no layer")
     for name in hits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from attrs import frozen
@@ -41,7 +41,7 @@ class Layer:
             return self.is_head
         if pattern == "<attention>":
             return self.has_attention
-        return pattern == f"<{self.kind}>" or fnmatchcase(self.name, pattern)
+        return pattern == f"<{self.kind}>" or is_meant(self.name, [pattern])
 
     def takes(self, operand: str) -> bool:
         """Whether the layer can have the operand; a rule for many layers passes the others by."""
@@ -56,6 +56,11 @@ class Layer:
 
 PRODUCT_KINDS = ("linear", "conv", "other")
 """The kinds of layers that multiply by their weights, or may."""
+
+
+def is_meant(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches a name, or is that name: a ModuleDict's key may have brackets."""
+    return any(pattern == name or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def matching(layers: Sequence[Layer], pattern: str) -> list[Layer]:

@@ -88,6 +88,16 @@ def test_changes_that_do_not_meet_merge(pair):
     assert verdict.refused == ()
 
 
+def test_a_layer_whose_name_is_a_pattern_meets_itself():
+    """Brackets in a pattern stand for one character, and the key of a ModuleDict may have some."""
+    proposals = [
+        Proposal(name, ChangeRecipe(layers="m.x[1]", format=fmt, reason=R))
+        for name, fmt in (("x", E5M2), ("y", E4M3))
+    ]
+    with pytest.raises(ConflictingActions, match=r"of m\.x\[1\]: E5M2 and E4M3"):
+        arbitrate(proposals, ["m.x[1]"])
+
+
 @pytest.mark.parametrize(
     ("one", "other", "thing"),
     [

@@ -3,8 +3,20 @@
 import pytest
 from helpers_recipes import LAYERS, covered
 
-from altcore import BadInput
+from altcore import BadInput, get_format
+from altcore.recipes import Layer, change
 from altcore.recipes.reading import parse
+
+
+def test_a_name_with_brackets_is_meant_by_itself():
+    """A key of a ModuleDict may have some; as a pattern they stand for one character."""
+    layers = [Layer(name, "linear") for name in ("x[1]", "x1", "y")]
+    recipe = parse({"layers": {"x[1]": {"weight": "E4M3"}}}, "r")
+    assert list(covered(recipe, layers)) == ["x[1]", "x1"]
+    changed = change(recipe.resolve(layers), ["x[1]"], [], format=get_format("E5M2"))
+    assert changed["x[1]"]["weight@fwd"].format.name == "E5M2"
+    with pytest.raises(BadInput, match="matches no layer"):
+        change(recipe.resolve(layers), ["x[2]"], [], format=None)
 
 
 def test_an_operand_wins_over_its_role_whatever_the_order():

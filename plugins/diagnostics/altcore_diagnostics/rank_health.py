@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -11,7 +10,7 @@ import torch
 from attrs.validators import and_, ge, gt, lt
 from torch import Tensor, nn
 
-from altcore.plugin import hookimpl, output_head, setting
+from altcore.plugin import hookimpl, is_meant, output_head, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -182,5 +181,5 @@ def critical_layers(model: nn.Module, projections: Sequence[str]) -> set[str]:
     blocks = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=None)
     if blocks is not None:
         named = blocks[-1].named_modules()
-        chosen += [m for n, m in named if any(fnmatchcase(n, p) for p in projections)]
+        chosen += [m for n, m in named if is_meant(n, projections)]
     return {names[id(p)] for m in chosen for p in m.parameters() if p.dim() >= 2}

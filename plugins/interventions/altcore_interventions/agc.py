@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,7 +9,15 @@ import torch
 from attrs.validators import gt
 from torch import Tensor, nn
 
-from altcore.plugin import has_transposed_weight, hookimpl, norm_of, output_head, setting
+from altcore.plugin import (
+    has_transposed_weight,
+    hookimpl,
+    is_meant,
+    nearest,
+    norm_of,
+    output_head,
+    setting,
+)
 
 if TYPE_CHECKING:
     from altcore.plugin import Run
@@ -46,6 +53,17 @@ class Agc:
     )
 
     @hookimpl
+    def run_start(self, run: Run) -> None:
+        """Warn of a pattern that matches nothing: what it means to spare is clipped."""
+        names = [name for name, _ in run.model.named_parameters()]
+        for pattern in self.skip:
+            if not any(is_meant(name, [pattern]) for name in names):
+                meant = nearest(pattern, names)
+                hint = f" (did you mean {meant}?)" if meant else ""
+                message = f"agc.skip: {pattern!r} matches no parameter{hint}"
+                run.emit("warning", message=message)
+
+    @hookimpl
     @torch.no_grad()
     def pre_step(self, run: Run) -> None:
         """Clip in place, on the device."""
@@ -54,17 +72,13 @@ class Agc:
         transposed = transposed_weights(run.model)
         for name, parameter in run.model.named_parameters():
             gradient = parameter.grad
-            if gradient is None or id(parameter) in own or self.skips(name):
+            if gradient is None or id(parameter) in own or is_meant(name, self.skip):
                 continue
             of_input = id(parameter) in transposed
             largest = unit_norms(parameter, of_input).clamp(min=self.eps) * self.clipping
             norms = unit_norms(gradient, of_input)
             factor = largest / norms.clamp(min=SMALLEST_NORM)
             gradient.mul_(torch.where((norms > largest) & norms.isfinite(), factor, 1.0))
-
-    def skips(self, name: str) -> bool:
-        """Whether ``skip`` names the parameter."""
-        return any(fnmatchcase(name, pattern) for pattern in self.skip)
 
 
 def unit_norms(x: Tensor, last: bool = False) -> Tensor:

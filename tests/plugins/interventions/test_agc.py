@@ -120,6 +120,14 @@ def test_units_of_16_bits_agree_with_the_equation(dtype):
     torch.testing.assert_close(found, expected.double(), rtol=2e-3, atol=0)
 
 
+def test_a_name_to_skip_that_no_parameter_has_is_told():
+    """A typo would clip what it was to spare."""
+    said = []
+    run = SimpleNamespace(model=two_layers(), emit=lambda event, message: said.append(message))
+    build(Agc, {"skip": ["0.*", "1.wieght"]}, "agc").run_start(run)
+    assert said == ["agc.skip: '1.wieght' matches no parameter (did you mean 1.weight?)"]
+
+
 def test_what_is_not_finite_stays():
     """A NaN is for the engine to see; its row is not scaled, other rows are."""
     gradient = torch.tensor([[math.nan, 1e3], [1e3, 1e3]])
