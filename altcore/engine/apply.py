@@ -18,7 +18,7 @@ from altcore.hooks import (
     Verdict,
     describe_action,
 )
-from altcore.recipes import ResolvedRecipe, change, formats_in
+from altcore.recipes import ResolvedRecipe, change, formats_in, has_overflow, some
 
 
 def carry_out(run: Run, verdict: Verdict) -> bool:
@@ -120,7 +120,22 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> bool:
     errors = run.quantization.change(
         change(run.quantization.plan, action.layers, action.roles, **parts)
     )
+    _tell_saturation(run, plan)
     return _note_change(run, action, plugin, plan, action.reason, errors)
+
+
+def _tell_saturation(run: Run, before: ResolvedRecipe) -> None:
+    """Warn of operands that saturate since their new format lacks the code of an overflow."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, casts in run.quantization.plan.items():
+        for operand, cast in casts.items():
+            was = before[name][operand]
+            if was and cast and not has_overflow(cast.format, was.overflow):
+                found.setdefault((was.overflow, cast.format.name), []).append(f"{name}:{operand}")
+    for (rule, fmt), places in found.items():
+        which = f"{some(places, 4)} saturate from now on"
+        message = f"{fmt} has no code for the overflow rule {rule!r}: {which}"
+        run.emit("warning", message=message)
 
 
 def _note_change(

@@ -3,7 +3,7 @@
 Uses formats; needs no torch.
 """
 
-from altcore.recipes.cast import Cast, Scaling
+from altcore.recipes.cast import Cast, Scaling, has_overflow
 from altcore.recipes.cast_reading import Place, read_rounding, read_scaling
 from altcore.recipes.changes import change
 from altcore.recipes.layers import Layer, is_meant, matching, some, takes_hadamard
@@ -55,6 +55,7 @@ __all__ = [
     "change",
     "format_of_run",
     "formats_in",
+    "has_overflow",
     "is_meant",
     "matching",
     "name_of",

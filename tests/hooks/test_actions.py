@@ -33,6 +33,7 @@ from altcore.runs import read_lines
 LAYERS = ["a.q", "a.k", "b.q"]
 E5M2, E4M3 = get_format("E5M2"), get_format("E4M3")
 R = "because"
+TO_INF = {"format": "FORMAT", "overflow": "inf", "scaling": "none"}
 
 
 def decide(*proposals):
@@ -450,6 +451,17 @@ def test_a_change_works_as_if_the_run_had_begun_with_it(shelf, start):
     assert line["loss"] != other["loss"]
     assert line["flushed_rate"] is None, "nothing is quantized any more"
     assert other["flushed_rate"] is not None
+
+
+def test_an_overflow_rule_that_the_new_format_lacks_is_told(shelf, start):
+    """E4M3 has no infinity; it saturates, for good."""
+    acting(shelf, s2=ShiftFormat(E4M3, reason=R), s3=ShiftFormat(E5M2, reason=R))
+    recipe = {"weight": "FORMAT", "layers": {"*.0.mlp.*": {"activation": TO_INF}}}
+    run = start(["actor"], format="E5M2", recipe=recipe).run_directory
+    (event,) = events(run, "warning")
+    assert event["message"].startswith("E4M3 has no code for the overflow rule 'inf': transformer.")
+    assert event["message"].endswith("c_proj:activation@wgrad saturate from now on")
+    assert event["step"] == 2
 
 
 def test_the_stall_of_the_format_before_is_not_that_of_the_next(shelf, start, monkeypatch):

@@ -38,8 +38,9 @@ class GridAlignment:
     something else wrote to them) and ``view`` (float32 masters that a product sees on it):
 
     - ``KIND_ulp_mean``, ``KIND_ulp_std``, ``KIND_ulp_max``: |Q(w) - w| over the width of the grid
-      interval that contains |w|, in ULPs: at most 1/2, but for weights beyond the largest value
-      and formats with rounding boundaries of their own;
+      interval that contains |w|, in ULPs: at most 1/2, but for weights beyond the largest value,
+      formats with rounding boundaries of their own, and 16-bit weights whose type does not hold
+      Q(w), which is rounded to it once more;
     - ``KIND_relative_mean``, ``KIND_relative_std``, ``KIND_relative_max``: |Q(w) - w| / |w|, over
       the weights other than 0; 1 if a weight is flushed to zero;
     - ``KIND_exact_share``, in 0..1: elements with Q(w) = w, to the last bit;
