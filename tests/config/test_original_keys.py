@@ -257,3 +257,13 @@ def test_thresholds_reach_the_plugins_that_use_them(own, expected, tmp_path):
     (plugin,) = (p for p in load_plugins(found) if p.name == "grad-stats")
     assert (plugin.instance.dead_threshold, plugin.instance.dead_window) == expected
     assert (found.dead_neuron_threshold, found.dead_neuron_window) == (1e-6, 7)
+
+
+@pytest.mark.parametrize("name", ["mantissa-shift", "stochastic-on-stall"])
+def test_what_the_run_takes_for_a_stall_is_one_for_those_that_act_on_it(name, tmp_path):
+    """A threshold of their own, left at its default, would keep them from acting, or do nothing."""
+    for own, expected in (({}, 0.3), ({f"{name}.stall_threshold": 0.6}, 0.6)):
+        keys = {"bit_stall_threshold": 0.3, "plugins": [name], **own}
+        found = load_config(write(tmp_path, **keys))
+        (plugin,) = (p for p in load_plugins(found) if p.name == name)
+        assert plugin.instance.stall_threshold == expected

@@ -12,6 +12,7 @@ from attrs.validators import and_, ge, le
 from altcore.plugin import (
     Action,
     BadInput,
+    BlockFormat,
     ChangeRecipe,
     Format,
     ShiftFormat,
@@ -21,6 +22,7 @@ from altcore.plugin import (
     setting,
 )
 from altcore_interventions.nonfinite import Streak, is_loss_scales, warn_if_never_reached
+from altcore_interventions.stall_threshold import warn_of_threshold
 from altcore_interventions.view_stall import ViewStall
 
 if TYPE_CHECKING:
@@ -177,8 +179,16 @@ class MantissaShift:
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        """Warn of settings under which this plugin would never act."""
+        """Warn of settings under which this plugin would never act, and refuse impossible ones."""
         held = {s.format for s in shifts(run.quantization.plan)}
+        warn_if_never_reached(run, self.name, self.nan_patience)
+        if self.stall_of == "stored":
+            warn_of_threshold(run, self.name, self.stall_threshold)
+        self._check_stored(run.quantization.plan)
+        if any(self.done.values()):  # a run that goes on: what holds of its recipe was told
+            return
+        if not held:
+            run.emit("warning", message=f"{self.name} will change nothing: nothing is quantized")
         unknown = sorted(held.difference(*self.chains.values()))
         if unknown:
             run.emit(
@@ -186,7 +196,6 @@ class MantissaShift:
                 message=f"{self.name}: the chain does not mention {', '.join(unknown)}: "
                 "what is in it will not be shifted",
             )
-        warn_if_never_reached(run, self.name, self.nan_patience)
         if held and not any(self._may_stall(casts) for casts in run.quantization.plan.values()):
             what = "stored weight" if self.stall_of == "stored" else "view of a float32 master"
             run.emit(
@@ -194,6 +203,21 @@ class MantissaShift:
                 message=f"{self.name}: there is no {what} whose stall would count in this run: "
                 f"none shifts a format (stall_of: {self.stall_of})",
             )
+
+    def _check_stored(self, plan: ResolvedRecipe) -> None:
+        """Refuse a chain on which what is stored, with one scale, would come to a block format."""
+        stored = [casts[o] for casts in plan.values() for o in ("stored_weight", "optimizer_state")]
+        reached = list(dict.fromkeys(cast.format.name for cast in stored if cast is not None))
+        for name in reached:
+            for to in (chain.get(name) for chain in self.chains.values()):
+                if isinstance(to, BlockFormat):
+                    raise BadInput(
+                        f"{name} goes to {to.name}, which has a scale for each block, and what "
+                        "the recipe stores has one scale",
+                        key=f"{self.name}.chain",
+                    )
+                if to is not None and to.name not in reached:
+                    reached.append(to.name)
 
     def _may_stall(self, casts: Mapping[str, Cast | None]) -> bool:
         stored = casts["stored_weight"]

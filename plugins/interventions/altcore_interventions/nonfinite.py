@@ -41,11 +41,11 @@ class Streak:
 
 
 def warn_if_never_reached(run: Run, plugin: str, nan_patience: int) -> None:
-    """Warn of a plugin's patience if that of the run ends it before."""
+    """Warn of a plugin's patience if that of the run, for steps that count, ends it before."""
     own = run.config.nan_patience
     if nan_patience > own:
         run.emit(
             "warning",
-            message=f"{plugin}: nan_patience {nan_patience} is never reached: the run collapses "
-            f"after {own} non-finite steps",
+            message=f"{plugin}: nan_patience {nan_patience} is never reached unless steps are "
+            f"skipped uncounted: the run collapses after {own} non-finite ones that count",
         )

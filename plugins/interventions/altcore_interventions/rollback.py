@@ -72,6 +72,10 @@ class RollbackOnFailure:
         """Warn of settings under which this plugin would never act."""
         config = run.config
         warn_if_never_reached(run, self.name, self.nan_patience)
+        is_quantized = any(any(casts.values()) for casts in run.quantization.plan.values())
+        if self.format is not None and not is_quantized and not self.attempts:
+            message = f"{self.name}: format changes nothing: nothing is quantized"
+            run.emit("warning", message=message)
         oldest = config.snapshot_interval * config.max_snapshots
         if self.steps > oldest:
             run.emit(

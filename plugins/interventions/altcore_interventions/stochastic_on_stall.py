@@ -9,6 +9,7 @@ import attrs
 from attrs.validators import and_, ge, le
 
 from altcore.plugin import ChangeRecipe, hookimpl, setting
+from altcore_interventions.stall_threshold import warn_of_threshold
 
 if TYPE_CHECKING:
     from altcore.plugin import Run
@@ -32,11 +33,13 @@ class StochasticOnStall:
         validator=and_(ge(0.0), le(1.0)),
     )
     name: str = attrs.field(init=False, default="stochastic-on-stall")
+    has_acted: bool = attrs.field(init=False, default=False)
 
     @hookimpl
     def run_start(self, run: Run) -> None:
         """Say so if no weight is stored on a grid by rounding to nearest."""
-        if not self._layers(run):
+        warn_of_threshold(run, self.name, self.stall_threshold)
+        if not self.has_acted and not self._layers(run):
             run.emit(
                 "warning",
                 message=f"{self.name} will change nothing: no stored weight is rounded "
@@ -57,6 +60,19 @@ class StochasticOnStall:
             reason=f"{rate:.1%} of the updates of stored weights stalled (threshold "
             f"{self.stall_threshold:g}): they are rounded stochastically from now on",
         )
+
+    @hookimpl
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Keep that the change was carried out."""
+        self.has_acted |= event["event"] == "recipe" and event["plugin"] == self.name
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether it has acted: in a run that goes on then, nothing is left to change."""
+        return {"has_acted": self.has_acted}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.has_acted = state["has_acted"]
 
     def _layers(self, run: Run) -> tuple[str, ...]:
         """The layers whose stored weight can still change."""

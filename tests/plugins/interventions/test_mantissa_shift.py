@@ -438,6 +438,45 @@ def test_warns_of_a_stall_that_is_not_judged(recipe, stall_of, warns):
     assert all(f"none shifts a format (stall_of: {stall_of})" in w for w in bench.warnings)
 
 
+@pytest.mark.parametrize(
+    ("threshold", "stall_of", "says"),
+    [
+        (0.9, "stored", "stall_threshold 0.9 may never be reached: a stall is told once"),
+        (0.2, "stored", "stall_threshold 0.2 lets it act no sooner"),
+        (0.5, "stored", None),
+        (0.9, "view", None),
+    ],
+)
+def test_warns_of_a_threshold_at_which_no_stall_is_told(threshold, stall_of, says):
+    """A collapse is told as the rate passes the run's own threshold, and once until it clears."""
+    recipe = "E7M0" if stall_of == "stored" else VIEWS
+    bench = Bench(recipe, stall_threshold=threshold, stall_of=stall_of)
+    bench.plugin.run_start(bench.run)
+    assert len(bench.warnings) == (says is not None)
+    assert says is None or says in bench.warnings[0]
+
+
+def test_says_so_where_nothing_is_quantized():
+    """But not when a run goes on in which its own shifts made it so."""
+    bench = Bench({})
+    bench.plugin.run_start(bench.run)
+    assert bench.warnings == ["mantissa-shift will change nothing: nothing is quantized"]
+    other = Bench({})
+    other.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift", "step": 2})
+    other.plugin.run_start(other.run)
+    assert other.warnings == []
+
+
+def test_a_chain_to_a_block_format_is_refused_where_weights_are_stored():
+    """Before the first step; what is not stored may have a scale for each block."""
+    chain = {"E3M4": "E5M2", "E5M2": "MXFP8-E4M3"}
+    stored, views = Bench("E3M4", chain=chain), Bench({"weight": "E3M4"}, chain=chain)
+    with pytest.raises(altcore.BadInput, match="E5M2 goes to MXFP8-E4M3") as caught:
+        stored.plugin.run_start(stored.run)
+    assert caught.value.key == "mantissa-shift.chain"
+    views.plugin.run_start(views.run)
+
+
 def test_counts_what_was_carried_out_by_cause():
     """Its own changes of recipe, not those of others."""
     bench = Bench("E7M0", nan_patience=1, chain="mantissa")

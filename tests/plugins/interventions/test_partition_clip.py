@@ -310,6 +310,9 @@ def test_leaves_alone_what_knows_no_quantile(cast):
     assert bench.messages == [
         "partition-clip will change nothing: no scale follows its tensor's largest magnitude"
     ]
+    bench.plugin.on_event({"event": "recipe", "step": 1})
+    bench.plugin.run_start(bench.run)
+    assert len(bench.messages) == 1, "a run that goes on, which its own changes brought there"
     assert bench.measured() == {}
     assert bench.propose({"activation@fwd/0": 1.0}) is None
 

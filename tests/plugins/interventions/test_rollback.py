@@ -18,7 +18,7 @@ LOSS = NonFinite("loss", "a", "weight@fwd")
 class Bench:
     """A plugin and a run with snapshots at some steps."""
 
-    def __init__(self, snapshots=(0, 10, 20), finite=True, **settings):
+    def __init__(self, snapshots=(0, 10, 20), finite=True, weight="E4M3", **settings):
         self.plugin = build(RollbackOnFailure, settings, "rollback")
         self.events = []
         self.run = SimpleNamespace(
@@ -26,6 +26,7 @@ class Bench:
             snapshots=[SimpleNamespace(step=s, is_finite=lambda: finite) for s in snapshots],
             emit=lambda event, **data: self.events.append(data["message"]),
             step=0,
+            quantization=SimpleNamespace(plan={"a": {"weight@fwd": weight}}),
         )
 
     def nan(self, step, where=LOSS, loss_scale=1.0):
@@ -109,11 +110,21 @@ def test_then():
         Bench(format="E5M2", learning_rate_factor=0.5)
 
 
+def test_warns_of_a_format_that_nothing_takes():
+    """Of a run that quantizes nothing, unless it went back before."""
+    for weight, attempts, warns in (("E4M3", 0, False), (None, 0, True), (None, 1, False)):
+        bench = Bench(weight=weight, format="E5M2")
+        bench.plugin.attempts = attempts
+        bench.plugin.run_start(bench.run)
+        told = ["rollback: format changes nothing: nothing is quantized"]
+        assert bench.events == (told if warns else [])
+
+
 def test_warns_of_settings_that_never_act():
     """A patience above the run's, and an age that no snapshot reaches."""
     bench = Bench(nan_patience=11, steps=51)
     bench.plugin.run_start(bench.run)
-    assert "nan_patience 11 is never reached" in bench.events[0]
+    assert "nan_patience 11 is never reached unless steps are skipped unc" in bench.events[0]
     assert "no snapshot is ever 51 steps old" in bench.events[1]
     bench = Bench(nan_patience=10, steps=50)
     bench.plugin.run_start(bench.run)

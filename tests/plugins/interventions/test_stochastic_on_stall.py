@@ -23,6 +23,7 @@ class Bench:
         self.messages = []
         plan = read_recipe(recipe, altcore.get_format("E3M4")).resolve(LAYERS)
         self.run = SimpleNamespace(
+            config=altcore.TrainConfig(),
             quantization=SimpleNamespace(plan=plan),
             emit=lambda event, message: self.messages.append(message),
         )
@@ -72,6 +73,19 @@ def test_says_so_where_it_has_nothing_to_do():
     bench = Bench()
     bench.plugin.run_start(bench.run)
     assert bench.messages == []
+    bench = Bench(stall_threshold=0.9)
+    bench.plugin.run_start(bench.run)
+    assert "stall_threshold 0.9 may never be reached" in bench.messages[0]
+
+
+def test_says_nothing_when_a_run_goes_on_that_it_changed():
+    """Nothing is left to change then, by its own doing."""
+    bench, again = Bench(), Bench("master")
+    bench.collapse()
+    bench.plugin.on_event({"event": "recipe", "plugin": "stochastic-on-stall"})
+    again.plugin.load_state_dict(bench.plugin.state_dict())
+    again.plugin.run_start(again.run)
+    assert again.messages == []
 
 
 @pytest.mark.parametrize(
