@@ -212,10 +212,13 @@ class Verdict:
 
     @property
     def counts(self) -> bool:
-        """Whether a non-finite step counts: no plugin whose SkipStep was heard says otherwise."""
+        """Whether a non-finite step counts: no SkipStep says otherwise, be it chosen or refused.
+
+        A non-finite step is discarded whatever comes first.
+        """
         heard = (*self.chosen, *(r.proposal for r in self.refused))
         skips = [p.action for p in heard if isinstance(p.action, SkipStep)]
-        return self.kind is not SkipStep or all(skip.counts for skip in skips)
+        return all(skip.counts for skip in skips)
 
 
 def arbitrate(proposals: Sequence[Proposal], layers: Sequence[str]) -> Verdict:

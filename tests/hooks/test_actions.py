@@ -160,6 +160,15 @@ def test_the_same_is_done_once():
     assert [r.why for r in verdict.refused] == ["the same was proposed by x"]
 
 
+@pytest.mark.parametrize("other", [None, ScaleLearningRate(0.5, reason=R)])
+def test_a_step_that_is_not_to_count_does_not_whatever_comes_first(other):
+    """A step that is not finite is discarded anyway."""
+    for counts in (True, False):
+        actions = [SkipStep(counts=counts, reason=R), *([] if other is None else [other])]
+        verdict = arbitrate([Proposal("p", action) for action in actions], LAYERS)
+        assert verdict.counts is counts
+
+
 def test_a_change_takes_formats_and_scalings_as_recipes_do():
     """A format in plain form, and a scaling by its word or by its parts."""
     plain = {"name": "PL", "values": [-1, 0, 1]}
