@@ -135,18 +135,18 @@ def _carry(bits: Tensor, noise: Tensor, cut: int, settings: Stochastic) -> Tenso
     if cut <= count:
         more = (noise >> (32 - cut)) & ((1 << cut) - 1)
     else:
-        drawn = _first_bits(noise.to(bits.dtype), count)
+        drawn = _first_bits(noise, count).to(bits.dtype)
         more = (drawn << (cut - count)) + int(half_bit(settings) * 2 ** (cut - count))
     return (bits + more) & -(1 << cut)
 
 
 def _first_bits(noise: Tensor, count: int) -> Tensor:
-    """Return the first ``count`` of the 32 random bits, at most 31, as a whole number.
+    """Return the first ``count`` of the 32 random bits as a whole number, int64.
 
     By no mask that depends on the count: some versions of torch.compile take that for a symbol,
     and compute powers of two of a symbol in float64.
     """
-    return ((noise >> 1) & 0x7FFFFFFF) >> (31 - count)
+    return (noise.to(torch.int64) & 0xFFFFFFFF) >> (32 - count)
 
 
 def round_table(y: Tensor, fmt: Format, rule: Rule, noise: Tensor | None) -> tuple[Tensor, Tensor]:
