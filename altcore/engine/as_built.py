@@ -25,6 +25,7 @@ from altcore.engine.hook_state import Hooks
 from altcore.engine.labels import parameter_names
 from altcore.engine.model_state import Form, buffers_in, flags_of, form_of, unsaved_buffers
 from altcore.engine.optimizer_checks import groups_of
+from altcore.engine.shared_memory import Shared, not_joined, shared_in
 from altcore.engine.trespass import same_bits
 from altcore.errors import AltcoreError
 from altcore.recipes import some
@@ -126,6 +127,8 @@ class AsBuilt:
     """Those in which state may be hidden, and variables of methods."""
     hooks: Hooks = field(init=False)
     """Those on modules, parameters and optimizers."""
+    shared: Shared = field(init=False)
+    """Which parameters and buffers share their memory."""
 
     def __attrs_post_init__(self) -> None:
         found = {
@@ -134,6 +137,7 @@ class AsBuilt:
             "options": self._options(),
             "attributes": self._attributes(),
             "hooks": Hooks(self.modules, self.optimizers, self.kept),
+            "shared": shared_in(self.modules),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -147,7 +151,8 @@ class AsBuilt:
         """Return the attributes of modules and optimizers with state that no checkpoint has."""
         owners = owners_in(self.modules, self.optimizers)
         changed = changed_in(self.attributes, self._attributes())
-        return list(dict.fromkeys([*optimizer_tensors(owners), *changed]))
+        apart = [f"memory of {x}" for x in not_joined(self.shared, shared_in(self.modules))]
+        return list(dict.fromkeys([*optimizer_tensors(owners), *changed, *apart]))
 
     def _attributes(self) -> dict[str, Fingerprint]:
         owners = owners_in(self.modules, self.optimizers)

@@ -16,6 +16,8 @@ from torch.nn.parameter import is_lazy
 
 from altcore.builtin_types import nested_too_deeply
 from altcore.engine.buffers import is_expanded
+from altcore.engine.labels import MODEL
+from altcore.engine.shared_memory import shared_as
 from altcore.engine.trespass import address, same_bits
 from altcore.errors import InvalidCheckpoint
 from altcore.quantization import FSDP_MARK, Quantization
@@ -129,12 +131,13 @@ def check_buffers(buffers: Mapping[str, Any], model: nn.Module) -> None:
 
 def put_model(model: nn.Module, q: Quantization | None, state: Mapping[str, Any]) -> None:
     """Put the model of a checked state into one that was built, with its quantization if any."""
-    make_room(model, state["model"])
-    if q is None:
-        model.load_state_dict(state["model"])
-    else:
-        q.load_state_dict(state["quantization"], state["model"])
-    put_buffers(model, state["buffers"])
+    with shared_as({MODEL: model}, state.get("shared")):
+        make_room(model, state["model"])
+        if q is None:
+            model.load_state_dict(state["model"])
+        else:
+            q.load_state_dict(state["quantization"], state["model"])
+        put_buffers(model, state["buffers"])
 
 
 def make_room(model: nn.Module, weights: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_name
 from altcore.engine.model_state import without_memory
 from altcore.engine.own_ranks import put_random_state
 from altcore.engine.randomness import random_state
+from altcore.engine.shared_memory import shared_as, shared_in
 from altcore.engine.state_checks import check_ties, fitting, readable
 from altcore.engine.state_tensors import left_on_cpu, placed_states
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
@@ -168,6 +169,7 @@ class OwnLoop:
         state = {
             "step": step,
             **states[MODEL],
+            "shared": shared_in({kept.label: kept.module for kept in self.modules}),
             **states[OPTIMIZER],
             "optimizer_class": type(self.optimizer).__name__,
             "scaler": states.get(SCALER),
@@ -262,18 +264,21 @@ class OwnLoop:
         """
         parts: list[Part] = [*self.objects, *self.modules, *self.optimizers]
         parts.sort(key=lambda kept: not kept.label.startswith(ALSO))
-        before = {}
+        modules, before = {kept.label: kept.module for kept in self.modules}, {}
+        shared = shared_in(modules)
         for kept in parts:
             with suppress(Exception):  # one that has not begun may have no state
                 before[kept] = _copied(kept, _state_of(kept, AsBuilt({}, {})))
         try:
-            for kept in parts:
-                with _named(kept):
-                    kept.restore(self._placed(kept, state))
+            with shared_as(modules, state.get("shared")):
+                for kept in parts:
+                    with _named(kept):
+                        kept.restore(self._placed(kept, state))
         except BadInput:
-            for kept, was in before.items():
-                with suppress(Exception):  # one that takes no state has lost none
-                    kept.restore(was)
+            with shared_as(modules, shared):
+                for kept, was in before.items():
+                    with suppress(Exception):  # one that takes no state has lost none
+                        kept.restore(was)
             raise
         if self.is_trained:
             now = {"platform": platform_on(self.device)}

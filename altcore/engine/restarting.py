@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from altcore.engine.labels import MODEL
 from altcore.engine.model_state import flags_of, put_model, set_flags
 from altcore.engine.optimizer_loading import load_optimizer
 from altcore.engine.run_state import RunState
+from altcore.engine.shared_memory import shared_in
 from altcore.engine.snapshots import copied
 
 
@@ -21,9 +23,11 @@ def as_restored(state: RunState) -> Iterator[None]:
     weights, moments = copied(model.state_dict(), "cpu"), copied(optimizer.state_dict(), "cpu")
     buffers = copied(state.buffers.changed(weights), "cpu")
     scales, flags = q.state_dict(), flags_of(model)
+    shared = shared_in({MODEL: model})
     yield
     state.built.check()
     weights = {**model.state_dict(), **weights}
-    put_model(model, q, {"model": weights, "buffers": buffers, "quantization": scales})
+    kept = {"model": weights, "buffers": buffers, "shared": shared, "quantization": scales}
+    put_model(model, q, kept)
     set_flags(model, flags)
     load_optimizer(optimizer, moments)

@@ -20,6 +20,7 @@ from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.optimizer_loading import load_optimizer
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
+from altcore.engine.shared_memory import shared_in
 from altcore.engine.snapshots import Snapshot
 from altcore.engine.state import Run
 from altcore.engine.state_tensors import left_on_cpu, placed_states
@@ -67,6 +68,7 @@ class RunState:
             "model": weights,
             "buffers": self.buffers.changed(weights),
             "buffer_forms": built.forms(weights),
+            "shared": shared_in({MODEL: run.model}),
             "requires_grad": built.flags(),
             "in_evaluation": self.modes.frozen,
             "optimizer": optimizer,

@@ -9,8 +9,10 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from altcore.engine.labels import MODEL
 from altcore.engine.model_state import drop_buffers, put_model, unsaved_buffers
 from altcore.engine.optimizer_loading import load_optimizer
+from altcore.engine.shared_memory import Shared, shared_in
 from altcore.quantization import Quantization
 
 
@@ -27,6 +29,8 @@ class Snapshot:
     quantization: Mapping[str, Any]
     watched: Sequence[str]
     """The names of weights and buffers that are to be finite, by `WeightCheck`."""
+    shared: Shared | None = None
+    """Which weights and buffers shared their memory; an earlier altcore did not record it."""
 
     @classmethod
     def take(
@@ -40,11 +44,17 @@ class Snapshot:
         """Copy the state as it is now."""
         weights, moments = copied(model.state_dict()), copied(optimizer.state_dict())
         buffers = copied(unsaved_buffers(model, weights))
-        return cls(step, weights, buffers, moments, quantization.state_dict(), watched)
+        scales, shared = quantization.state_dict(), shared_in({MODEL: model})
+        return cls(step, weights, buffers, moments, scales, watched, shared)
 
     def restore(self, optimizer: torch.optim.Optimizer, quantization: Quantization) -> None:
         """Put the state back, the model's weights with the quantization's."""
-        state = {"model": self.weights, "buffers": self.buffers, "quantization": self.quantization}
+        state = {
+            "model": self.weights,
+            "buffers": self.buffers,
+            "shared": self.shared,
+            "quantization": self.quantization,
+        }
         put_model(quantization.model, quantization, state)
         later = unsaved_buffers(quantization.model, self.weights).keys() - self.buffers.keys()
         drop_buffers(quantization.model, later)

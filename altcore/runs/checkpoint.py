@@ -34,7 +34,7 @@ from altcore.runs.run_id import RUN_ID
 from altcore.runs.tensor_files import read_tensors, size_of, write_tensors
 
 STATE, WEIGHTS_FILE = "state.pt", "weights.pt"
-OF_WEIGHTS = ("step", "model", "buffers", "buffer_forms", "quantization")
+OF_WEIGHTS = ("step", "model", "buffers", "buffer_forms", "shared", "quantization")
 """The keys of a state that are in the file of the weights."""
 SNAPSHOTS = "snapshots"
 """The folder of the snapshots, beside the checkpoints that refer to them."""

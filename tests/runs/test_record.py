@@ -61,7 +61,7 @@ def test_the_weights_are_those_of_the_newest_checkpoint_that_is_whole(start):
     """One that was altered is left out; so is a file that is too large, and nothing is guessed."""
     record = read_run(start(name="r", max_steps=4, checkpoint_interval=2).run_directory)
     held = record.read_weights(1 << 20)
-    parts = ["buffer_forms", "buffers", "model", "quantization", "step"]
+    parts = ["buffer_forms", "buffers", "model", "quantization", "shared", "step"]
     assert (held["step"], sorted(held)) == (4, parts)
     assert record.read_weights(10) is None
     file = record.directory / "checkpoints" / "step-00000004" / "weights.pt"
