@@ -164,7 +164,12 @@ def load_checkpoint(
             another model or optimizer, parameters in another order, a scaler too many or too few.
         InvalidCheckpoint: if the one that ``path`` names is torn or altered.
     """
-    loop, folder = OwnLoop.of(model, optimizer, q, scaler, also), folder_at(path)
+    return _restored(path, OwnLoop.of(model, optimizer, q, scaler, also))
+
+
+def _restored(path: str | Path, loop: OwnLoop, built: AsBuilt | None = None) -> int:
+    """Do what `load_checkpoint` does; warn of hooks that the loop was not ``built`` with."""
+    folder = folder_at(path)
     if is_checkpoint(folder):
         found = read_checkpoint(folder)
         if found.kind == WEIGHTS:
@@ -176,6 +181,8 @@ def load_checkpoint(
         found = load_newest(folder, lambda c: loop.check(c.state or {}, c.kind))
     assert found.state is not None  # checked
     loop.restore(found.state)
+    if built is not None:
+        loop.warn_of_hooks(found.state, built)
     take_over(loop.model, found.path, found.manifest)
     return found.step
 
@@ -308,8 +315,7 @@ class CheckpointManager:
         check_no_linked(self.folder)
         if not has_checkpoint(self.folder):
             return 0
-        given = self.model, self.optimizer, self.q, self.scaler
-        step = load_checkpoint(self.folder, *given, also=self.also)
+        step = _restored(self.folder, self._loop(), self._built)
         self._steps.begin(step)
         self._own |= {kept.step for kept in self._regular() if kept.step <= step}
         with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):

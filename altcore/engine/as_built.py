@@ -24,6 +24,7 @@ from altcore.engine.hidden_state import (
 from altcore.engine.hook_state import Hooks
 from altcore.engine.labels import parameter_names
 from altcore.engine.model_state import Form, buffers_in, flags_of, form_of, unsaved_buffers
+from altcore.engine.module_hooks import hook_identity
 from altcore.engine.optimizer_checks import groups_of
 from altcore.engine.shared_memory import Shared, not_joined, shared_in
 from altcore.engine.trespass import same_bits
@@ -127,6 +128,8 @@ class AsBuilt:
     """Those in which state may be hidden, and variables of methods."""
     hooks: Hooks = field(init=False)
     """Those on modules, parameters and optimizers."""
+    known_hooks: dict[str, dict[str, Any]] = field(init=False)
+    """What those of each module are known by in another process."""
     shared: Shared = field(init=False)
     """Which parameters and buffers share their memory."""
 
@@ -137,6 +140,7 @@ class AsBuilt:
             "options": self._options(),
             "attributes": self._attributes(),
             "hooks": Hooks(self.modules, self.optimizers, self.kept),
+            "known_hooks": {label: hook_identity(module) for label, module in self.modules.items()},
             "shared": shared_in(self.modules),
         }
         for name, value in found.items():

@@ -13,8 +13,9 @@ from altcore.engine.batch_digests import batch_digest
 from altcore.engine.function_identity import function_identity
 from altcore.engine.hidden_state import own_of
 from altcore.engine.model_state import unsaved_buffers
+from altcore.engine.module_hooks import hook_identity
 from altcore.engine.module_kinds import kinds_of
-from altcore.runs import BUFFERS, CHANGES, CODE, DIGITS, MODULES, NAME, VALUES
+from altcore.runs import BUFFERS, CHANGES, CODE, DIGITS, HOOKS, MODULES, NAME, VALUES
 
 
 def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,14 +45,16 @@ def _name_of(thing: object) -> str:
 def identity_given(model: nn.Module | None, batch: object, loss: object) -> dict[str, Any]:
     """Return what the caller gave as an identity holds it.
 
-    Modules have their kinds, and a model the buffers that no checkpoint would have; a function has
-    its code, and the values of its variables. Of a model that is not quantized yet.
+    Modules have their kinds, and a model its hooks and the buffers that no checkpoint would have; a
+    function has its code, and the values of its variables. Of a model that is not quantized yet.
     """
     names = given_from_python(model, batch, loss)
     found: dict[str, Any] = {part: {NAME: name} for part, name in names.items()}
     if model is not None:
         found["model"][BUFFERS] = _buffers_of(model)
     own = own_of(model.modules()) if model is not None else ()
+    if model is not None:
+        found["model"] |= hook_identity(model, own)
     for part, thing in (("model", model), ("data", batch), ("loss", loss)):
         if isinstance(thing, nn.Module):
             found[part][MODULES] = kinds_of(thing)
@@ -70,9 +73,9 @@ def _buffers_of(model: nn.Module) -> dict[str, str]:
 def names_given(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what processes of one run have alike of what they were given: names and modules.
 
-    A function or a buffer may know its rank. The code of a loss is compared by itself.
+    A function, a hook or a buffer may know its rank. The code of a loss is compared by itself.
     """
-    of_rank = (CODE, VALUES, BUFFERS)
+    of_rank = (CODE, VALUES, BUFFERS, HOOKS)
     return {
         key: {k: v for k, v in part.items() if k not in of_rank}
         if isinstance(part, Mapping)

@@ -26,6 +26,7 @@ from altcore.engine.kept_module import KeptModule
 from altcore.engine.kept_optimizer import KeptOptimizer
 from altcore.engine.labels import MODEL, OPTIMIZER, SCALER, Kept, parameter_names
 from altcore.engine.model_state import without_memory
+from altcore.engine.module_hooks import warn_of_other_hooks
 from altcore.engine.own_ranks import put_random_state
 from altcore.engine.randomness import random_state
 from altcore.engine.shared_memory import shared_as, shared_in
@@ -170,6 +171,7 @@ class OwnLoop:
             "step": step,
             **states[MODEL],
             "shared": shared_in({kept.label: kept.module for kept in self.modules}),
+            **({} if built is None else {"known_hooks": built.known_hooks}),
             **states[OPTIMIZER],
             "optimizer_class": type(self.optimizer).__name__,
             "scaler": states.get(SCALER),
@@ -200,6 +202,12 @@ class OwnLoop:
 
     def _classes(self) -> dict[str, str]:
         return {name: type(part).__name__ for name, part in self.also.items()}
+
+    def warn_of_hooks(self, state: Mapping[str, Any], built: AsBuilt) -> None:
+        """Warn of modules that were built with other hooks than those of a state that was read."""
+        for label, was in state.get("known_hooks", {}).items():
+            if label in built.known_hooks:
+                warn_of_other_hooks(was, built.known_hooks[label], label)
 
     def check_own(self, state: Mapping[str, Any], built: AsBuilt | None = None) -> None:
         """Raise `BadInput` if a state is not to be written, since the loop could not go on from it.

@@ -16,6 +16,7 @@ from altcore.quantization.discovery import (
     tied_matrices,
 )
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
+from altcore.quantization.patched_forward import PatchedForward
 from altcore.quantization.quantization import Quantization, is_quantized
 from altcore.quantization.quantizer import random_key
 from altcore.quantization.quantizing import bare_model, quantize_model
@@ -31,6 +32,7 @@ __all__ = [
     "Again",
     "AttentionCall",
     "CodedWeight",
+    "PatchedForward",
     "Quantization",
     "WeightGrid",
     "amax_histories",

@@ -26,6 +26,9 @@ CODE, VALUES = "code", "values"
 Python's bytecode, and the values of its variables by name."""
 BUFFERS = "buffers"
 """What a model that was given is known by, besides: the digests of buffers that no state has."""
+HOOKS = "hooks"
+"""What a model that was given is known by, besides: the names of hooks by kind and place, with
+functions in the place of methods; their code is under `CODE`."""
 CHANGES = "changes as the run trains"
 """Stands for the value of such a variable or buffer, which is then not compared."""
 INITIAL_WEIGHTS = "initial_weights"
@@ -56,7 +59,7 @@ def identity_of(
         where: the platform, as `platform_of` returns it.
         given: what came from Python in the place of the workload's own, by ``model``, ``data`` and
             ``loss``: each with its `NAME`, modules with their `MODULES`, a model with its
-            `BUFFERS`, functions with `CODE` and `VALUES`.
+            `BUFFERS` and `HOOKS`, functions with `CODE` and `VALUES`.
         world_size: the number of processes that train together.
     """
     used = [*formats, *formats_within([config.format, list(map(values_of, owners.values()))])]

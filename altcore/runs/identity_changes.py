@@ -20,6 +20,7 @@ from altcore.runs.identity import (
     CHANGES,
     CODE,
     DIGITS,
+    HOOKS,
     KIND,
     MODULES,
     NAME,
@@ -204,23 +205,30 @@ def _given(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     """
     modules = changed_modules(before.get(MODULES), now.get(MODULES))
     told = [(f"{old} as {name}", f"{new} as {name}") for name, old, new in modules]
+    told += _others(before, now, (HOOKS,))
     codes = before.get(CODE) or {}, now.get(CODE) or {}
     told += [
         (f"code {_text(old)}", f"code {_text(new)}")
         for version, old, new in _differences(*codes)
         if version in codes[0] and version in codes[1]
     ]
-    told += [
-        (f"{name}={_text(old)}", f"{name}={_text(new)}")
-        for part in (VALUES, BUFFERS)
-        if part in before and part in now
-        for name, old, new in _differences(before[part], now[part])
-        if CHANGES not in (old, new)
-    ]
+    told += _others(before, now, (VALUES, BUFFERS))
     if not told:
         return []
     texts = (f"{now.get(NAME)}, with {some(parts, 2)}" for parts in zip(*told, strict=True))
     return [Change("plugin", key, *texts)]
+
+
+def _others(
+    before: Mapping[str, Any], now: Mapping[str, Any], parts: Iterable[str]
+) -> list[tuple[str, str]]:
+    return [
+        (f"{name}={_text(old)}", f"{name}={_text(new)}")
+        for part in parts
+        if part in before and part in now
+        for name, old, new in _differences(before[part], now[part])
+        if CHANGES not in (old, new)
+    ]
 
 
 def changed_modules(before: Any, now: Any) -> list[tuple[str, str, str]]:
