@@ -14,8 +14,8 @@ from altcore.engine.function_identity import function_identity
 from altcore.engine.hidden_state import own_of
 from altcore.engine.model_state import unsaved_buffers
 from altcore.engine.module_hooks import hook_identity
-from altcore.engine.module_kinds import kinds_of
-from altcore.runs import BUFFERS, CHANGES, CODE, DIGITS, HOOKS, MODULES, NAME, VALUES
+from altcore.engine.module_kinds import kinds_of, options_of
+from altcore.runs import BUFFERS, CHANGES, CODE, DIGITS, HOOKS, MODULES, NAME, OPTIONS, VALUES
 
 
 def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def identity_given(model: nn.Module | None, batch: object, loss: object) -> dict
         found["model"] |= hook_identity(model, own)
     for part, thing in (("model", model), ("data", batch), ("loss", loss)):
         if isinstance(thing, nn.Module):
-            found[part][MODULES] = kinds_of(thing)
+            found[part] |= {MODULES: kinds_of(thing), OPTIONS: options_of(thing)}
         if part in found and part != "model":
             found[part] |= function_identity(thing, own)
     return found

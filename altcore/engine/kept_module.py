@@ -21,7 +21,7 @@ from altcore.engine.model_state import (
     unsaved_buffers,
     without_numbers,
 )
-from altcore.engine.module_kinds import kinds_of, warn_of_other_kinds
+from altcore.engine.module_kinds import kinds_of, options_of, warn_of_other_kinds
 from altcore.engine.own_gradients import check_gradients, gradients_of, put_gradients
 from altcore.engine.own_recipe import asked_of, check_asked
 from altcore.engine.state_checks import (
@@ -57,6 +57,7 @@ class KeptModule(Kept):
             "buffer_forms": built.of(self.module).forms(weights),
             "requires_grad": flags_of(self.module),
             "module_kinds": kinds_of(self.module),
+            "module_options": options_of(self.module),
             "modes": {name: part.training for name, part in self.module.named_modules()},
             "gradients": gradients_of(self.module),
             "quantization": None if self.q is None else self.q.state_dict(),
@@ -143,7 +144,8 @@ class KeptModule(Kept):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load a state that was checked."""
-        warn_of_other_kinds(state["module_kinds"], self.module, self.label)
+        known = state["module_kinds"], state.get("module_options")
+        warn_of_other_kinds(*known, self.module, self.label)
         # What is only to be evaluated may have been made in inference mode.
         with torch.inference_mode(not self.is_trained and _is_for_inference(self.module)):
             put_model(self.module, self.q, state)

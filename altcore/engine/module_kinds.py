@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,9 @@ from altcore.log import log
 from altcore.recipes import some
 from altcore.runs import changed_modules
 
+MOST = 100
+"""Letters of what a module says of itself that its kind has."""
+NO_OPTIONS = ("training", "inplace")
 _NO_DIFFERENCE = re.compile(r"(, )?inplace=(True|False)|0x[0-9a-f]+")
 
 
@@ -39,16 +44,46 @@ def kinds_of(model: nn.Module) -> dict[str, str]:
     return {name: _kind(module) for name, module in model.named_modules()} | ordered | tied
 
 
-def _kind(module: nn.Module) -> str:
+def options_of(model: nn.Module) -> dict[str, str]:
+    """Return what the kinds of modules leave out, by its name and the module's.
+
+    Those are of torch's modules each attribute that is plain and is not told there, as an RNN does
+    not tell its ``nonlinearity``, and the digest of a long ``extra_repr``.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        said = _NO_DIFFERENCE.sub("", _said(module))
+        for key, value in vars(module).items() if _is_torchs(module) else ():
+            is_option = _is_plain(value) and not key.startswith("_") and key not in NO_OPTIONS
+            if is_option and f"{key}={value}" not in said[:MOST]:
+                text = str(value)
+                short = text if len(text) <= MOST else sha256(text.encode()).hexdigest()
+                found[f"{key} of {name or 'the model'}"] = short
+        if len(said) > MOST:
+            found[f"extra_repr of {name or 'the model'}"] = sha256(said.encode()).hexdigest()
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | None)
+
+
+def _said(module: nn.Module) -> str:
     try:
-        said = f"{module.extra_repr()!s:.100}" or _options(module)
+        return str(module.extra_repr())
     except Exception as error:  # code of others
-        said = f"{described(error):.100}"
+        return described(error)
+
+
+def _kind(module: nn.Module) -> str:
+    said = f"{_said(module):.{MOST}}" or _options(module)
     return one_line(f"{type(module).__name__}({_NO_DIFFERENCE.sub('', said)})")
 
 
 def _options(module: nn.Module) -> str:
-    if not type(module).__module__.startswith("torch.nn.modules."):
+    if not _is_torchs(module):
         return ""
     plain = {
         name: getattr(value, "__name__", value)
@@ -59,9 +94,18 @@ def _options(module: nn.Module) -> str:
     return ", ".join(f"{name}={x}" for name, x in sorted(told.items()))
 
 
-def warn_of_other_kinds(was: Mapping[str, str], model: nn.Module, label: str) -> None:
-    """Warn of the modules of a model that are others than they were when its state was saved."""
-    modules = changed_modules(was, kinds_of(model))
+def _is_torchs(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.")
+
+
+def warn_of_other_kinds(
+    was: Mapping[str, str], options: Mapping[str, str] | None, model: nn.Module, label: str
+) -> None:
+    """Warn of the modules of a model that are others than they were when its state was saved.
+
+    An earlier altcore did not record their ``options``.
+    """
+    modules = changed_modules(was, kinds_of(model)) or changed_modules(options, options_of(model))
     others = [f"{name} was {old}, and is {new}" for name, old, new in modules]
     if others:
         told = f"the weights fit, but modules of {label} are others than those that were saved"

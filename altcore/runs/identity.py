@@ -19,8 +19,9 @@ from altcore.runs.source import source_digest
 
 KIND, PLACE = "kind", "place"
 """Of a plugin: what it is, and its module and class, as its entry point has them."""
-NAME, MODULES = "name", "modules"
-"""What a model that was given is known by: the name of its class, and the kind of each module."""
+NAME, MODULES, OPTIONS = "name", "modules", "options"
+"""What a model that was given is known by: the name of its class, the kind of each module, and the
+options that a kind does not tell."""
 CODE, VALUES = "code", "values"
 """What a function that was given is known by, besides: the digest of its code by the version of
 Python's bytecode, and the values of its variables by name."""
@@ -58,8 +59,8 @@ def identity_of(
         data: what the data are known by: ``sha256``, ``of``, and what the caller gave.
         where: the platform, as `platform_of` returns it.
         given: what came from Python in the place of the workload's own, by ``model``, ``data`` and
-            ``loss``: each with its `NAME`, modules with their `MODULES`, a model with its
-            `BUFFERS` and `HOOKS`, functions with `CODE` and `VALUES`.
+            ``loss``: each with its `NAME`, modules with their `MODULES` and `OPTIONS`, a model with
+            its `BUFFERS` and `HOOKS`, functions with `CODE` and `VALUES`.
         world_size: the number of processes that train together.
     """
     used = [*formats, *formats_within([config.format, list(map(values_of, owners.values()))])]

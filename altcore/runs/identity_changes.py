@@ -24,6 +24,7 @@ from altcore.runs.identity import (
     KIND,
     MODULES,
     NAME,
+    OPTIONS,
     PLACE,
     UNKNOWN,
     VALUES,
@@ -205,7 +206,7 @@ def _given(key: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     """
     modules = changed_modules(before.get(MODULES), now.get(MODULES))
     told = [(f"{old} as {name}", f"{new} as {name}") for name, old, new in modules]
-    told += _others(before, now, (HOOKS,))
+    told += _others(before, now, (HOOKS,) if modules else (OPTIONS, HOOKS))
     codes = before.get(CODE) or {}, now.get(CODE) or {}
     told += [
         (f"code {_text(old)}", f"code {_text(new)}")
