@@ -206,13 +206,19 @@ def _of_optimizer(run: Run, by_value: bool) -> Iterator[Possession]:
     yield OptimizerState(optimizer)
     names = {id(p): name for name, p in run.model.named_parameters()}
     for p, state in optimizer.state.items():
-        place = f"the optimizer's state of {names.get(id(p), 'a parameter')}"
-        yield Entries(place, state, says_which=True)
-        yield from _tensors(place, list(state.values()), by_value)
+        what = repr(p) if isinstance(p, str) else names.get(id(p), "a parameter")
+        place = f"the optimizer's state of {what}"
+        is_of_one = isinstance(state, dict)
+        if is_of_one:
+            yield Entries(place, state, says_which=True)
+        yield from _tensors(place, list(state.values()) if is_of_one else state, by_value)
 
 
 class OptimizerState:
-    """The parameters of which an optimizer has a state: to look one up makes an empty one."""
+    """The keys, parameters or text, of which an optimizer has a state.
+
+    To look one up makes an empty one.
+    """
 
     label = "the optimizer's state"
     of_pass = False
@@ -222,7 +228,8 @@ class OptimizerState:
 
     @staticmethod
     def _now(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
-        return {p: state for p, state in optimizer.state.items() if state}
+        found = optimizer.state.items()
+        return {p: state for p, state in found if not (isinstance(state, dict) and not state)}
 
     def is_changed(self) -> bool:
         """Whether a state is new, gone or another one."""

@@ -672,6 +672,30 @@ def test_the_first_call_is_always_looked_at(shelf, start, change):
     assert CHANGES[change] in said
 
 
+class Counts(torch.optim.SGD):
+    """Has a number and a tensor for all parameters in its state."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.state["steps"] = self.state.get("steps", 0) + 1
+        self.state["sums"] = torch.ones(2)
+
+
+@define(eq=False)
+class CountsOf:
+    def build(self, named_parameters, grid_of):
+        return Counts([p for _, p in named_parameters], 0.1)
+
+
+def test_a_state_of_all_parameters_hides_no_change(shelf, start):
+    shelf.install("optimizer", "counts", CountsOf)
+    both = (lambda run, step: run.optimizer.state["sums"].add_(1), add_to_weight)
+    for name, change, says in zip("rs", both, ("state of 'sums'", "weight"), strict=True):
+        shelf.install("diagnostic", f"sly-{name}", observer(change, on=1))
+        _, _, (said,) = trained(start, name, f"sly-{name}", optimizer="counts")
+        assert says in said
+
+
 def test_what_cannot_be_put_back_is_said(shelf, start):
     """Values that nobody copied, and threads."""
     shelf.install("diagnostic", "sly", observer(add_to_weight, on=1))
