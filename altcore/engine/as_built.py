@@ -129,7 +129,7 @@ class AsBuilt:
     hooks: Hooks = field(init=False)
     """Those on modules, parameters and optimizers."""
     known_hooks: dict[str, dict[str, Any]] = field(init=False)
-    """What those of each module are known by in another process."""
+    """What those of each module and optimizer are known by in another process."""
     shared: Shared = field(init=False)
     """Which parameters and buffers share their memory."""
 
@@ -140,7 +140,8 @@ class AsBuilt:
             "options": self._options(),
             "attributes": self._attributes(),
             "hooks": Hooks(self.modules, self.optimizers, self.kept),
-            "known_hooks": {label: hook_identity(module) for label, module in self.modules.items()},
+            "known_hooks": {label: hook_identity(x) for label, x in self.modules.items()}
+            | {label: hook_identity(x) for label, x in self.optimizers.items()},
             "shared": shared_in(self.modules),
         }
         for name, value in found.items():

@@ -1,6 +1,6 @@
-"""The hooks of a model, and functions in the place of its methods: what another process compares.
+"""Hooks, and functions in the place of methods: what another process compares of them.
 
-They change what a model computes, and no checkpoint has them.
+They change what a model computes or how it is trained, and no checkpoint has them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib.util import MAGIC_NUMBER
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from altcore.engine.called_state import WATCHERS
 from altcore.engine.function_identity import function_identity
@@ -25,16 +26,16 @@ OTHERS = WATCHERS | {"altcore", "torch"}
 """Whose hooks come with what they do, as a quantization or a weight norm, or change nothing."""
 
 
-def hook_identity(model: nn.Module, own: Container[int] = ()) -> dict[str, Any]:
+def hook_identity(whole: nn.Module | Optimizer, own: Container[int] = ()) -> dict[str, Any]:
     """Return the names of hooks by their kind and place, and the digest of the code of all.
 
     Args:
-        model: whose hooks they are.
+        whole: whose hooks they are.
         own: ids and addresses of what the model has, as of `function_identity`.
     """
     names: dict[str, list[str]] = {}
     codes: list[str] = []
-    for place, called in _called_in(model):
+    for place, called in _called_in(whole):
         if _module_of(called).partition(".")[0] not in OTHERS:
             names.setdefault(place, []).append(name_of_hook(called))
             codes += function_identity(called, own)[CODE].values()
@@ -61,21 +62,37 @@ def warn_of_other_hooks(was: Mapping[str, Any], now: Mapping[str, Any], label: s
         log.warning(told, hooks=some(others))
 
 
-def _called_in(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what is called beside the methods of the classes, and by what."""
-    for name, module in model.named_modules():
+def _called_in(whole: nn.Module | Optimizer) -> Iterator[tuple[str, Any]]:
+    """Yield what is called beside the methods of the classes, and by what.
+
+    Of an optimizer hooks alone: schedulers put functions in the place of its methods.
+    """
+    if isinstance(whole, Optimizer):
+        yield from _hooks_of(whole, "it")
+        return
+    for name, module in whole.named_modules():
         where = name or "the model"
-        for key, held in vars(module).items():
-            if "hooks" in key and isinstance(held, Mapping):
-                kind = f"{key.strip('_')} of {where}"
-                yield from ((kind, hook) for hook in held.values() if callable(hook))
-            elif callable(held) and callable(method := getattr(type(module), key, None)):
-                own = held.layer.own_forward if isinstance(held, PatchedForward) else held
-                if getattr(own, "__func__", None) is not method:
-                    yield f"{key} of {where}", own
-    for name, p in model.named_parameters():
+        yield from _hooks_of(module, where)
+        yield from _replaced_in(module, where)
+    for name, p in whole.named_parameters():
         for hooks in (p._backward_hooks, getattr(p, "_post_accumulate_grad_hooks", None)):
             yield from ((f"hooks of {name}", hook) for hook in (hooks or {}).values())
+
+
+def _hooks_of(owner: nn.Module | Optimizer, where: str) -> Iterator[tuple[str, Any]]:
+    for key, held in vars(owner).items():
+        if "hooks" in key and isinstance(held, Mapping):
+            kind = f"{key.strip('_')} of {where}"
+            yield from ((kind, hook) for hook in held.values() if callable(hook))
+
+
+def _replaced_in(module: nn.Module, where: str) -> Iterator[tuple[str, Any]]:
+    for key, held in vars(module).items():
+        method = getattr(type(module), key, None)
+        if callable(held) and callable(method):
+            own = held.layer.own_forward if isinstance(held, PatchedForward) else held
+            if getattr(own, "__func__", None) is not method:
+                yield f"{key} of {where}", own
 
 
 def _module_of(called: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,9 @@ def load_optimizer(
     Raises:
         BadInput: if the optimizer states something else afterwards, or did not take it.
     """
+    options = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(placed(state, optimizer))
+    _keep_options(optimizer, options)
     if type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict:
         for _, entry, told in _entries(state, optimizer):
             for name in entry.keys() & told.keys():
@@ -41,6 +43,25 @@ def load_optimizer(
             if not _is_same(own, kept):
                 problem = f"it did not take {name} of parameter {place} from the checkpoint"
                 raise BadInput(problem, key=key, hint="mend its load_state_dict")
+
+
+def _keep_options(optimizer: torch.optim.Optimizer, before: Sequence[Mapping[str, Any]]) -> None:
+    """Let options that are tensors stay the ones that a loop may hold, with the loaded values.
+
+    But for those that were one, and are several by now.
+    """
+    loaded: dict[int, list[tuple[dict[str, Any], str, Tensor]]] = {}
+    for group, own in zip(optimizer.param_groups, before, strict=True):
+        for key, was in own.items():
+            if isinstance(was, Tensor) and isinstance(group.get(key), Tensor):
+                loaded.setdefault(id(was), []).append((group, key, was))
+    for places in loaded.values():
+        was, new = places[0][2], [group[key] for group, key, _ in places]
+        is_one = all(same_bits(new[0], x) for x in new[1:])
+        if is_one and (was.shape, was.dtype) == (new[0].shape, new[0].dtype):
+            was.detach().copy_(new[0])
+            for group, key, _ in places:
+                group[key] = was
 
 
 def placed(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

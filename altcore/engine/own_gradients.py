@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from altcore.errors import InvalidCheckpoint
@@ -27,6 +28,18 @@ def check_gradients(kept: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def put_gradients(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
-    """Give each parameter the gradient that it had, None if it had none."""
+    """Give each parameter the gradient that it had, None if it had none.
+
+    A gradient that is there is written to: it may be a part of a memory that the loop clears.
+    """
     for name, p in model.named_parameters():
-        p.grad = kept[name].to(p.device, copy=True) if name in kept else None
+        own, known = p.grad, kept.get(name)
+        if own is None or known is None or not _is_alike(own, known):
+            p.grad = None if known is None else known.to(p.device, copy=True)
+        else:
+            own.detach().copy_(known)
+
+
+def _is_alike(own: Tensor, known: Tensor) -> bool:
+    is_dense = own.layout == known.layout == torch.strided
+    return is_dense and (own.shape, own.dtype) == (known.shape, known.dtype)

@@ -29,7 +29,7 @@ from altcore.engine.model_state import without_memory
 from altcore.engine.module_hooks import warn_of_other_hooks
 from altcore.engine.own_ranks import put_random_state
 from altcore.engine.randomness import random_state
-from altcore.engine.shared_memory import shared_as, shared_in
+from altcore.engine.shared_memory import overlapping, shared_as, shared_in
 from altcore.engine.state_checks import check_ties, fitting, readable
 from altcore.engine.state_tensors import left_on_cpu, placed_states
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
@@ -130,7 +130,22 @@ class OwnLoop:
     def hidden(self, built: AsBuilt) -> list[str]:
         """Return where state is that no checkpoint has; the loop was ``built`` so."""
         late = [f"{HOOKS} of {name}" for name in built.hooks.late()]
-        return [*built.hidden(), *built.hooks.changed(), *late]
+        return [*built.hidden(), *built.hooks.changed(), *late, *self._shared_moments()]
+
+    def _shared_moments(self) -> list[str]:
+        """Return the states of optimizers in the memory of a weight or buffer: they become copies.
+
+        As ``p.detach()`` is, which moves the weight.
+        """
+        own = chain(*((*x.module.parameters(), *x.module.buffers()) for x in self.modules))
+        moments = {
+            f"memory of {key} of {kept.names.get(id(p), 'a parameter')}": x
+            for kept in self.optimizers
+            for p, state in kept.optimizer.state.items()
+            for key, x in (state.items() if isinstance(state, Mapping) else ())
+            if isinstance(x, Tensor)
+        }
+        return overlapping(moments, own)
 
     def unwatched(self) -> frozenset[str]:
         """Return the names of what is not finite now, before training: it may stay so."""

@@ -7,8 +7,9 @@ saved: the second would overwrite the first. Others may have come to share it si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -17,12 +18,9 @@ from torch.nn.parameter import is_lazy
 
 from altcore.engine.labels import within
 
-Shared = dict[str, list[str]]
-"""Of each tensor that shares its memory with an earlier one: the name of the first of them, and
-which part of the memory is its own, "" if all that the first one has."""
-
-Place = tuple[int, list[int], list[int], str]
-"""Address, shape, strides and type."""
+Shared = dict[str, list[Any]]
+"""Of each tensor that shares its memory with an earlier one: the name of the first of them, and its
+offset there with its strides; None if it is no part of the first."""
 
 
 @frozen(eq=False)
@@ -34,25 +32,12 @@ class _Held:
 
 def shared_in(modules: Mapping[str, nn.Module]) -> Shared:
     """Return which parameters and buffers of modules share their memory now."""
-    held = _tensors(modules)
-    order = {name: i for i, name in enumerate(held)}
-    spans = sorted((*_span(x.tensor), name) for name, x in held.items() if _has_memory(x.tensor))
-    groups: list[list[str]] = []
-    last, end = "", 0
-    for device, start, stop, name in spans:
-        if device != last or start >= end:
-            groups.append([])
-            last, end = device, 0
-        groups[-1].append(name)
-        end = max(end, stop)
-    shared: Shared = {}
-    for group in groups:
-        first, *others = sorted(group, key=order.__getitem__)
-        known = _place(held[first].tensor)
-        for name in others:
-            own = _place(held[name].tensor)
-            shared[name] = [first, "" if own == known else _apart(own, known)]
-    return shared
+    tensors = {name: held.tensor for name, held in _tensors(modules).items()}
+    return {
+        name: [first, _part(tensors[name], tensors[first])]
+        for first, *others in _in_one_memory(tensors)
+        for name in others
+    }
 
 
 @contextmanager
@@ -62,7 +47,7 @@ def shared_as(modules: Mapping[str, nn.Module], shared: Shared | None) -> Iterat
     None of an earlier altcore, which did not record it.
     """
     if shared is not None:
-        _part_from(modules, shared)
+        _split(modules, shared)
     yield
     if shared is not None:
         _join(modules, shared)
@@ -70,14 +55,37 @@ def shared_as(modules: Mapping[str, nn.Module], shared: Shared | None) -> Iterat
 
 def not_joined(built: Shared, now: Shared) -> list[str]:
     """Return the names of tensors that share memory now as no build makes it, nor a restore."""
-    return [name for name, (_, part) in now.items() if part and built.get(name) != now[name]]
+    return [name for name, (_, part) in now.items() if part is None and name not in built]
 
 
-def _part_from(modules: Mapping[str, nn.Module], shared: Shared) -> None:
+def overlapping(tensors: Mapping[str, Tensor], others: Iterable[Tensor]) -> list[str]:
+    """Return the names of tensors that share their memory with one of the others."""
+    every: dict[Any, Tensor] = {**dict(enumerate(others)), **tensors}
+    groups = [group for group in _in_one_memory(every) if group[0] not in tensors]
+    found = {name for group in groups for name in group}
+    return [name for name in tensors if name in found]
+
+
+def _in_one_memory(tensors: Mapping[Any, Tensor]) -> Iterator[list[Any]]:
+    """Yield the names of tensors whose memory overlaps, in their order."""
+    order = {name: i for i, name in enumerate(tensors)}
+    spans = sorted((*_span(x), order[name], name) for name, x in tensors.items() if _has_memory(x))
+    group: list[Any] = []
+    last, end = "", 0
+    for device, start, stop, _, name in spans:
+        if device != last or start >= end:
+            yield from [sorted(group, key=order.__getitem__)] if len(group) > 1 else ()
+            group, last, end = [], device, 0
+        group.append(name)
+        end = max(end, stop)
+    yield from [sorted(group, key=order.__getitem__)] if len(group) > 1 else ()
+
+
+def _split(modules: Mapping[str, nn.Module], shared: Shared) -> None:
     """Give a memory of its own to what shares that of another now, and did not."""
 
     def group(name: str) -> str:
-        return shared[name][0] if name in shared else name
+        return str(shared[name][0]) if name in shared else name
 
     held = _tensors(modules)
     for name, (first, _) in shared_in(modules).items():
@@ -88,14 +96,16 @@ def _part_from(modules: Mapping[str, nn.Module], shared: Shared) -> None:
 def _join(modules: Mapping[str, nn.Module], shared: Shared) -> None:
     """Give the memory of another to what does not share it now, and did."""
     held, now = _tensors(modules), shared_in(modules)
-    firsts: dict[str, str] = {}
     for name, (first, part) in shared.items():
-        one = firsts.setdefault(first, first if first in held else name)
-        if part or name not in held or name == one or now.get(name) == [one, ""]:
+        if not (part and name in held and first in held) or now.get(name) == [first, part]:
             continue
-        own, other = held[name].tensor, held[one].tensor
-        if (own.shape, own.dtype, own.device) == (other.shape, other.dtype, other.device):
+        own, other, (offset, strides) = held[name].tensor, held[first].tensor, part
+        is_like = own.dtype == other.dtype and own.device == other.device
+        if is_like and [0, own.shape, strides] == [offset, other.shape, [*other.stride()]]:
             held[name].move(other)
+        elif is_like and offset + _reach(own.shape, strides) <= _reach(other.shape, other.stride()):
+            place = other.storage_offset() + offset
+            held[name].move(other.detach().as_strided(own.shape, strides, place))
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, _Held]:
@@ -140,15 +150,19 @@ def _has_memory(x: Tensor) -> bool:
         return False
 
 
-def _place(x: Tensor) -> Place:
-    return x.data_ptr(), [*x.shape], [*x.stride()], str(x.dtype)
-
-
 def _span(x: Tensor) -> tuple[str, int, int]:
-    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-    return str(x.device), x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+    size = _reach(x.shape, x.stride()) * x.element_size()
+    return str(x.device), x.data_ptr(), x.data_ptr() + size
 
 
-def _apart(own: Place, first: Place) -> str:
-    """Return which part of a memory a tensor has that is not the first one in it."""
-    return " ".join(map(str, (own[0] - first[0], *own[1:])))
+def _reach(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Return how many elements of memory there are from the first to the last of a tensor."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+
+
+def _part(own: Tensor, first: Tensor) -> list[Any] | None:
+    offset, rest = divmod(own.data_ptr() - first.data_ptr(), own.element_size())
+    end = offset + _reach(own.shape, own.stride())
+    is_part = own.dtype == first.dtype and not rest and offset >= 0
+    is_part = is_part and end <= _reach(first.shape, first.stride())
+    return [offset, [*own.stride()]] if is_part else None

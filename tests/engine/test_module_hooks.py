@@ -110,6 +110,23 @@ def test_a_loop_is_told_of_hooks_that_it_has_not_any_more(tmp_path):
     assert [log["hooks"] for log in logs] == ["forward_hooks of 1 were halved, and are none"]
 
 
+def test_a_loop_is_told_of_hooks_that_its_optimizer_has_not_any_more(tmp_path):
+    def manager(*, has_hook):
+        optimizer = torch.optim.SGD((model := build()).parameters(), 0.1)
+        torch.optim.lr_scheduler.StepLR(optimizer, 2)
+        if has_hook:
+            optimizer.register_step_pre_hook(noted)
+        return altcore.CheckpointManager(tmp_path, model, optimizer)
+
+    with manager(has_hook=True) as own:
+        own.save(1)
+    for has_hook in (True, False):
+        with capture_logs() as logs, manager(has_hook=has_hook) as own:
+            own.restore()
+        told = [log["hooks"] for log in logs if "hooks" in log]
+        assert told == ["optimizer_step_pre_hooks of it were noted, and are none"] * (not has_hook)
+
+
 def test_what_torch_and_altcore_put_on_a_model_is_no_hook_of_its_own():
     model = build()
     own = hook_identity(model)

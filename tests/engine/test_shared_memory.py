@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import state
+from structlog.testing import capture_logs
 from torch import nn
 
 import altcore
@@ -109,7 +110,23 @@ class Kept(Line):
         return self.other
 
 
-MODELS = (FromOne, NotPersistent, OfWeight, Teacher, Late, Kept)
+class Part(Line):
+    """A frozen weight becomes the transposed one of another, once."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow = nn.Linear(3, 3, bias=False).requires_grad_(False)
+        self.slow.weight.zero_()
+
+    def update(self, x):
+        if not self.slow.weight.any():
+            self.slow.weight.data = self.line.weight.data.t()
+
+    def target(self):
+        return self.slow.weight.sum(0)
+
+
+MODELS = (FromOne, NotPersistent, OfWeight, Teacher, Late, Kept, Part)
 
 
 def data(split, step, micro):
@@ -202,10 +219,64 @@ def test_a_rollback_gives_each_buffer_what_it_had():
     assert model.square.tolist() == [0, 0, 0]
 
 
-def test_a_part_of_a_memory_that_came_to_be_shared_is_named():
-    """A restore would not know of what it is a part."""
+def test_what_shares_memory_as_no_restore_can_make_it_is_named():
+    """It is no part of the first one."""
     model = Line()
     built = AsBuilt({MODEL: model}, {})
     assert not built.hidden()
-    model.line.bias.data = model.line.weight.data[1]
+    model.line.weight.data = (whole := torch.zeros(12))[3:].view(3, 3)
+    model.line.bias.data = whole[1:4]
     assert built.hidden() == ["memory of line.bias"]
+
+
+class Sharing(torch.optim.Optimizer):
+    """Moves its own state, which is the weight."""
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("own", p.detach()).sub_(p.grad)
+
+
+def test_a_loop_is_told_of_a_state_of_its_optimizer_that_is_a_weight(tmp_path):
+    model = Line()
+    optimizer = Sharing(model.line.parameters(), {})
+    manager = altcore.CheckpointManager(tmp_path, model, optimizer)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    with capture_logs() as logs:
+        manager.save(1)
+    (log,) = logs
+    assert log["names"] == ["memory of own of line.weight", "memory of own of line.bias"]
+
+
+def test_a_restored_gradient_is_the_part_of_a_memory_that_it_was(tmp_path):
+    """The loop clears all of it at once."""
+    model, flat = nn.Linear(3, 3), torch.ones(12)
+    optimizer = sgd(model)
+    for p, part in zip(model.parameters(), flat.split([9, 3]), strict=True):
+        p.grad = part.view_as(p)
+    altcore.save_checkpoint(tmp_path, model, optimizer, None, 1)
+    flat.zero_()
+    altcore.load_checkpoint(tmp_path, model, optimizer, None)
+    assert flat.tolist() == [1] * 12
+
+
+def test_a_restored_option_that_is_a_tensor_is_the_one_that_the_loop_holds(tmp_path):
+    model = nn.Linear(3, 3)
+    rate, other = torch.tensor(0.1), torch.tensor(0.3)
+    groups = [{"params": [p], "lr": rate} for p in model.parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    altcore.save_checkpoint(tmp_path / "one", model, optimizer, None, 1)
+    optimizer.param_groups[1]["lr"] = other
+    altcore.save_checkpoint(tmp_path / "two", model, optimizer, None, 1)
+    rate.fill_(0.7)
+    other.fill_(0.7)
+    altcore.load_checkpoint(tmp_path / "two", model, optimizer, None)
+    assert [group["lr"] for group in optimizer.param_groups] == [rate, other]
+    assert (rate, other) == (torch.tensor(0.1), torch.tensor(0.3))
+    optimizer.param_groups[1]["lr"] = rate
+    altcore.load_checkpoint(tmp_path / "one", model, optimizer, None)
+    assert all(group["lr"] is rate for group in optimizer.param_groups)
+    altcore.load_checkpoint(tmp_path / "two", model, optimizer, None)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.1, 0.3])
