@@ -164,12 +164,11 @@ def load_checkpoint(
             another model or optimizer, parameters in another order, a scaler too many or too few.
         InvalidCheckpoint: if the one that ``path`` names is torn or altered.
     """
-    return _restored(path, OwnLoop.of(model, optimizer, q, scaler, also))
+    return _restored(folder_at(path), OwnLoop.of(model, optimizer, q, scaler, also))
 
 
-def _restored(path: str | Path, loop: OwnLoop, built: AsBuilt | None = None) -> int:
+def _restored(folder: Path, loop: OwnLoop, built: AsBuilt | None = None) -> int:
     """Do what `load_checkpoint` does; warn of hooks that the loop was not ``built`` with."""
-    folder = folder_at(path)
     if is_checkpoint(folder):
         found = read_checkpoint(folder)
         if found.kind == WEIGHTS:
@@ -179,10 +178,7 @@ def _restored(path: str | Path, loop: OwnLoop, built: AsBuilt | None = None) -> 
     else:
         check_no_linked(folder.parent if folder.is_symlink() else folder)
         found = load_newest(folder, lambda c: loop.check(c.state or {}, c.kind))
-    assert found.state is not None  # checked
-    loop.restore(found.state)
-    if built is not None:
-        loop.warn_of_hooks(found.state, built)
+    loop.restore(found.state or {}, built)  # checked
     take_over(loop.model, found.path, found.manifest)
     return found.step
 

@@ -218,7 +218,7 @@ class OwnLoop:
     def _classes(self) -> dict[str, str]:
         return {name: type(part).__name__ for name, part in self.also.items()}
 
-    def warn_of_hooks(self, state: Mapping[str, Any], built: AsBuilt) -> None:
+    def _warn_of_hooks(self, state: Mapping[str, Any], built: AsBuilt) -> None:
         """Warn of modules that were built with other hooks than those of a state that was read."""
         for label, was in state.get("known_hooks", {}).items():
             if label in built.known_hooks:
@@ -280,8 +280,8 @@ class OwnLoop:
         if self.is_trained and was != is_now:
             raise BadInput(f"the checkpoint is of {was}, and it is {is_now}", key="optimizer")
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Load a state that was checked.
+    def restore(self, state: Mapping[str, Any], built: AsBuilt | None = None) -> None:
+        """Load a state that was checked; warn of hooks that the loop was not ``built`` with.
 
         If a part does not take its state, `BadInput`, and all is as it was.
         """
@@ -303,6 +303,8 @@ class OwnLoop:
                     with suppress(Exception):  # one that takes no state has lost none
                         kept.restore(was)
             raise
+        if built is not None:
+            self._warn_of_hooks(state, built)
         if self.is_trained:
             now = {"platform": platform_on(self.device)}
             for line in about_platform(compare({"platform": state["platform"]}, now)):
