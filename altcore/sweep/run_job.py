@@ -16,6 +16,7 @@ from altcore.config import TrainConfig
 from altcore.errors import (
     AltcoreError,
     BadInput,
+    FailedDisk,
     Interrupted,
     NoSpace,
     chain_of,
@@ -36,6 +37,8 @@ from altcore.sweep.usage import Usage
 OWN = "own"
 """In a job's identity: the names of what its run gets from Python."""
 DENIED = (errno.EACCES, errno.EPERM)
+DISK = (NoSpace, FailedDisk, OSError)
+"""Errors of the sweep's folder, which may pass."""
 
 
 class Leave(Exception):
@@ -96,7 +99,7 @@ def run_job(
         changes=changes,
     )
     if came.leaves is not None:
-        cause = "" if isinstance(came.leaves, NoSpace | OSError) else SIGNAL
+        cause = "" if isinstance(came.leaves, DISK) else SIGNAL
         step = newest_step(held.attempt.run_directory(job.name))
         raise Leave(evolve(ended, cause=cause, checkpoint=step), came.leaves)
     if ended.counts:
@@ -134,7 +137,7 @@ def _train(
             check_own(job, own)
             result = train(config, resume=job.name if path.is_dir() else None, **own)
         return _Outcome(result.status, result.verdict, result.summary["collapses"])
-    except (Interrupted, NoSpace) as error:
+    except (Interrupted, NoSpace, FailedDisk) as error:
         return _Outcome("interrupted", error=text_of(error), leaves=error)
     except BaseException as error:
         if (denied := _denied(error, held.attempt.folder)) is not None:

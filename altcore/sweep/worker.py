@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 
 from altcore.builtin_types import duration
 from altcore.config import TrainConfig
-from altcore.errors import BadInput, FailedDisk, NoSpace, text_of
+from altcore.errors import BadInput, NoSpace, text_of
 from altcore.signals import forget_signal, handling_signals
 from altcore.sweep.attempt import Held, Watch
 from altcore.sweep.carry_on import newest_step
@@ -25,7 +25,7 @@ from altcore.sweep.deadline import GRACE, deadline
 from altcore.sweep.exits import SIGNAL, Exit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
-from altcore.sweep.run_job import Leave, run_job
+from altcore.sweep.run_job import DISK, Leave, run_job
 from altcore.sweep.usage import Usage
 
 HANGS = 75
@@ -37,8 +37,6 @@ STAY = 0.2
 LONGEST_PAUSE = 60.0
 PATIENCE = 600.0
 """Seconds that a worker waits for a disk that is full or read-only, before it leaves."""
-DISK = (NoSpace, FailedDisk, OSError)
-"""Errors of the sweep's folder, which may pass."""
 
 
 @define

@@ -2,6 +2,8 @@
 
 import errno
 import time
+from os import strerror
+from pathlib import Path
 
 import pytest
 from helpers_disks import full_disk, raising
@@ -124,6 +126,30 @@ def test_a_folder_that_stays_denied_ends_the_worker_as_a_full_disk_does(kit, mon
     denied_once(monkeypatch, lambda path: path.name.startswith("step-00000002"))
     with pytest.raises(NoSpace, match="Permission denied"):
         work(ledger)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_run_whose_disk_fails_for_a_moment_is_waited_for(kit, monkeypatch, number):
+    """As on a server that is gone for a while: the job has not failed, and goes on."""
+    make, _, undisturbed = kit
+    ledger, told, failed = make(f"fails-{number}"), [], []
+    real = durable.fsync
+    monkeypatch.setattr(worker, "PATIENCE", 100.0)
+
+    def fsync(descriptor):
+        place = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if not failed and "step-00000002" in str(place):
+            failed.append(place)
+            raise OSError(number, strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(durable, "fsync", fsync)
+    work(ledger, tell=told.append)
+    check_complete(ledger, undisturbed)
+    (name,) = ledger.names()
+    ends = [(a.exit.status, a.exit.cause) for a in ledger.standing(name).attempts]
+    assert ends == [("interrupted", ""), ("finished", "")]
+    assert any(strerror(number) in line and "waiting" in line for line in told)
 
 
 def test_other_files_that_may_not_be_read_fail_the_job(tmp_path):
