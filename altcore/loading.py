@@ -16,9 +16,11 @@ from altcore.engine import (
     Workload,
     build_alone,
     build_workload,
+    changed_weights,
     check_weights,
     choose_device,
     data_of,
+    digest_of_weights,
     freeze,
     given_data,
     given_in,
@@ -159,6 +161,8 @@ def load(
             workload = alone or build_workload(config, where, model, batch, loss)
         _warn_of_edited(found, written, path)
         _warn_of_changes(found, workload, config, where, given, is_evaluated=alone is None)
+        if found.state is None:
+            _warn_of_other_weights(found, workload.model)
         freeze(workload.model, config.freeze)
         parts = (config.make_recipe(), config.compute, config.seed)
         quantization = Quantization(workload.model, *parts)
@@ -304,6 +308,13 @@ def _warn_of_other_data(
             problem = "the data were changed since the run: losses on them are not those of the run"
             about = {"what": change.what, "recorded": change.before, "now": change.now}
             log.warning(problem, checkpoint=str(found.path), **about)
+
+
+def _warn_of_other_weights(found: Checkpoint, model: nn.Module) -> None:
+    """Warn if the seed does not give the weights here that the run began with."""
+    for change in changed_weights(found, digest_of_weights(model)):
+        problem = f"{change}: these are not the weights that the run began with"
+        log.warning(problem, checkpoint=str(found.path))
 
 
 def _take(found: Checkpoint, q: Quantization) -> None:

@@ -5,6 +5,7 @@ Uses every room below: runs, quantization, config, hooks, numerics, recipes and 
 
 from altcore.engine.ambient_modes import only_run_autocast, plain_modes
 from altcore.engine.as_built import AsBuilt
+from altcore.engine.batch_digests import digest_of_weights
 from altcore.engine.building import (
     build_alone,
     build_workload,
@@ -19,7 +20,7 @@ from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
 from altcore.engine.given_parts import given_from_python, given_in, identity_given
-from altcore.engine.identity import data_of
+from altcore.engine.identity import changed_weights, data_of
 from altcore.engine.loop import Engine
 from altcore.engine.loop_warnings import LoopWarnings
 from altcore.engine.measuring import (
@@ -72,10 +73,12 @@ __all__ = [
     "active_quantizers",
     "build_alone",
     "build_workload",
+    "changed_weights",
     "check_weights",
     "choose_device",
     "counted_in_steps",
     "data_of",
+    "digest_of_weights",
     "freeze",
     "given_data",
     "given_from_python",

@@ -14,7 +14,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from attrs import define, field
-from torch import Tensor
+from torch import Tensor, nn
 
 MOST = 1 << 16
 """Objects in a batch that are looked at, beside tensors, numbers, text, lists and mappings."""
@@ -31,6 +31,15 @@ def batch_digest(batch: Any) -> tuple[str, list[str]]:
     found = _Digest()
     found.add(batch, "batch")
     return found.sha256.hexdigest(), found.unknown
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """Return a digest of a model's parameters and buffers, by name; those without numbers lack."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    digest, _ = batch_digest(
+        {name: None if nn.parameter.is_lazy(x) or x.is_meta else x for name, x in named}
+    )
+    return digest
 
 
 @define(eq=False)

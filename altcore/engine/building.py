@@ -11,6 +11,7 @@ from attrs import frozen
 from torch import nn
 
 from altcore.config import IN_STEPS, TrainConfig, recorded
+from altcore.engine.batch_digests import digest_of_weights
 from altcore.engine.checked_optimizer import check_optimizer
 from altcore.engine.checked_workload import check_workload
 from altcore.engine.custom_workload import CustomWorkload
@@ -56,6 +57,8 @@ class Built:
     optimizer: torch.optim.Optimizer
     dispatch: Dispatcher
     ranks: Ranks
+    weights: str
+    """The digest of the model's weights and buffers, before it was quantized."""
 
     @property
     def model(self) -> nn.Module:
@@ -83,6 +86,7 @@ def build(
     seed_all(config.seed)
     source = _settings_of("workload", config.workload, config)
     workload = _workload(source, config, device, model, batch, loss)
+    weights = digest_of_weights(workload.model)
     epoch = epoch_of(workload, config)
     config = in_steps(config, epoch)
     count_epochs(plugins, config, epoch)
@@ -99,7 +103,7 @@ def build(
     owners = {config.workload: source.settings, config.optimizer: stepper.settings}
     owners |= {p.name: p.instance for p in plugins}
     config = recorded(config, owners, formats_in(quantization.plan))
-    trained = (workload, epoch, quantization, optimizer, dispatch, ranks)
+    trained = (workload, epoch, quantization, optimizer, dispatch, ranks, weights)
     return Built(config, given, owners, device, *trained)
 
 

@@ -14,6 +14,7 @@ from altcore.engine.apply import take_recipe
 from altcore.engine.building import Built
 from altcore.engine.changed_formats import identities, take_new_values, usable_snapshots
 from altcore.engine.given_parts import given_in
+from altcore.engine.identity import changed_weights
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.loop import Engine
 from altcore.engine.optimizer_checks import layout_of
@@ -188,6 +189,7 @@ def go_on(
     def check(found: Checkpoint, plugins: Sequence[Plugin]) -> None:
         check_run_id(found.path, found.manifest, directory.run_id)
         changes[:] = compare(*identities(found, identity))
+        changes.extend(changed_weights(found, built.weights, changes))
         name = directory.path.name
         try:
             edited = partial(is_edited, directory.path)

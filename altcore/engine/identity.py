@@ -5,11 +5,10 @@ The identity as data, and its comparison, are in `altcore.runs`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from altcore.engine.arithmetic import platform_on
 from altcore.engine.batch_digests import batch_digest
@@ -17,7 +16,16 @@ from altcore.engine.building import Built
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state import Workload
 from altcore.recipes import formats_in, some
-from altcore.runs import UNKNOWN, identity_of
+from altcore.runs import (
+    BITS,
+    DECIDES,
+    INITIAL_WEIGHTS,
+    NOTED,
+    UNKNOWN,
+    Change,
+    Checkpoint,
+    identity_of,
+)
 
 DIGEST = "sha256"
 """The fact of a workload that digests its data."""
@@ -64,10 +72,15 @@ def about_unknown(identity: Mapping[str, Any]) -> list[str]:
     return [f"of the data, {some(parts, 3)} cannot be digested: {blind}"] if parts else []
 
 
-def digest_of_weights(model: nn.Module) -> str:
-    """Return a digest of a model's parameters and buffers, by name; those without numbers lack."""
-    named = (*model.named_parameters(), *model.named_buffers())
-    digest, _ = batch_digest(
-        {name: None if nn.parameter.is_lazy(x) or x.is_meta else x for name, x in named}
-    )
-    return digest
+def changed_weights(found: Checkpoint, weights: str, others: Sequence[Change] = ()) -> list[Change]:
+    """Return the change of the weights that the seed gives, if a checkpoint is of these alone.
+
+    That is the one of step 0. ``weights`` is the digest of those that are built now: they may be
+    others if something else changed, and are told then. An earlier altcore recorded none.
+    """
+    was = found.manifest.get(INITIAL_WEIGHTS)
+    if found.state is not None or was in (None, weights):
+        return []
+    has_cause = any(change.severity != NOTED for change in others)
+    severity = BITS if has_cause else DECIDES
+    return [Change(INITIAL_WEIGHTS, INITIAL_WEIGHTS, was, weights, severity)]

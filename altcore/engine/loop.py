@@ -85,8 +85,8 @@ class Engine:
     """What the run is known by; each checkpoint has it."""
     remarks: Sequence[str] = ()
     """Warnings told when the run starts."""
-    is_from_seed: bool = True
-    """Whether the seed alone gives the state at step 0: no model was passed in."""
+    initial_weights: str | None = None
+    """The digest of those that the seed alone gives; None if a model was passed in."""
     makers: Mapping[str, Any] = field(factory=dict)
     """The settings of the workload and the optimizer, which built them."""
     ranks: Ranks = field(factory=Ranks)
@@ -117,7 +117,7 @@ class Engine:
         parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)
         state = RunState(self.run, *parts, self.ranks)
         self.modes = state.modes
-        about = (self.weights, self.identity, self.is_from_seed, self.makers)
+        about = (self.weights, self.identity, self.initial_weights, self.makers)
         self.saving = Saving(state, self.directory, self.ending, *about)
         self.leaving = Leaving(self.ranks.world_size == 1)
         self.dispatch.boundary.note_if_closed = self.directory.note_if_closed

@@ -32,6 +32,7 @@ from altcore.runs import (
     ANOMALY,
     ENDED,
     ENDED_PHASE,
+    INITIAL_WEIGHTS,
     REGULAR,
     RUN_ID,
     TRAINED,
@@ -66,8 +67,8 @@ class Saving:
     weights: WeightCheck
     identity: Mapping[str, Any]
     """What the run is, for the manifests."""
-    is_from_seed: bool
-    """Whether the seed alone gives the state at step 0."""
+    initial_weights: str | None
+    """The digest of the weights, if the seed alone gives the state at step 0."""
     makers: Mapping[str, Any]
     """The settings of the workload and the optimizer, which built them."""
     saved: tuple[Any, ...] = field(init=False, default=())
@@ -167,7 +168,7 @@ class Saving:
         self._warn_of_lost()
         if run.step == 0:  # a plugin whose state cannot be kept is told before the first step
             self.state.dispatch.state_dict(run)
-        is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
+        is_needed = run.step > 0 or not self.initial_weights or run.degraded or run.world_size > 1
         self._write(kind, self._checked(kind) if is_needed else None, self.phase)
         self.saved = self._known()
         self.keep()
@@ -337,6 +338,7 @@ class Saving:
             "logs": self.directory.sync_logs(),
             "identity": without_saved(self.identity, (state or {}).get("buffers", ())),
             "environment": self.directory.environment,
+            **({INITIAL_WEIGHTS: self.initial_weights} if state is None else {}),
         }
         save_checkpoint(self.directory.checkpoints, state, manifest)
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from attrs import frozen
 from torch import nn
 
@@ -24,11 +23,7 @@ from altcore.engine.facts import facts_of
 from altcore.engine.given_parts import identity_given
 from altcore.engine.global_hooks import about_global_hooks
 from altcore.engine.going_on import GoingOn, check_given, go_on
-from altcore.engine.identity import (
-    about_unknown,
-    digest_of_weights,
-    run_identity,
-)
+from altcore.engine.identity import about_unknown, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import about_unlike, agreed_identity, check_alike, check_shares
@@ -104,9 +99,6 @@ def _prepare(
     root = Path(config.runs_dir).absolute()  # before others change the working directory
     given = identity_given(model, batch, loss)
     check_alike(config, ranks, given, model, loss)
-    weights = None
-    if model is not None and held is None:
-        weights = digest_of_weights(model)  # before it is quantized
     if held is not None:
         check_given(held, given, allow_change)
     with nullcontext() if held is None else origin_told(config, held.path):
@@ -122,7 +114,7 @@ def _prepare(
     if held is None:
         opening = _begin(built, root, facts, on_error)
         engine = _engine(built, opening, facts, identity)
-        _write_environment(engine, built.device, weights)
+        _write_environment(engine, built)
         _tell_notices(built)
     else:
         going_on = go_on(held, built, identity, allow_change)
@@ -205,7 +197,7 @@ def _engine(
         opening.event,
         identity,
         [*remarks, *quantization.missed()],
-        is_from_seed="model" not in built.given,
+        initial_weights=None if "model" in built.given else built.weights,
         makers={
             f"the settings of {kind} {name}": built.owners[name]
             for kind, name in (("workload", config.workload), ("optimizer", config.optimizer))
@@ -231,16 +223,16 @@ def _restore(engine: Engine, going_on: GoingOn) -> None:
     engine.saving.keep()
 
 
-def _write_environment(engine: Engine, device: torch.device, weights: str | None) -> None:
+def _write_environment(engine: Engine, built: Built) -> None:
     about = {
         RUN_ID: engine.directory.run_id,
         "altcore": engine.identity["platform"]["altcore"],
-        **environment(device),
+        **environment(built.device),
         "code": code_of(engine.identity),
         "files": files_of(engine.identity),
         "arithmetic": arithmetic(),
         "world_size": engine.ranks.world_size,
-        **({} if weights is None else {INITIAL_WEIGHTS: weights}),
+        **({INITIAL_WEIGHTS: built.weights} if "model" in built.given else {}),
         **engine.facts,
     }
     engine.directory.write_json(ENVIRONMENT, about)

@@ -52,6 +52,7 @@ from altcore.runs.identity import (
     whole_settings,
 )
 from altcore.runs.identity_changes import (
+    BITS,
     DECIDES,
     KEPT,
     NAMES,
@@ -176,6 +177,7 @@ __all__ = [
     "AFTER_PLUGINS",
     "ANOMALY",
     "BEST",
+    "BITS",
     "BUFFERS",
     "CHANGES",
     "CHECKPOINTS",

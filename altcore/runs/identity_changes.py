@@ -21,6 +21,7 @@ from altcore.runs.identity import (
     CODE,
     DIGITS,
     HOOKS,
+    INITIAL_WEIGHTS,
     KIND,
     MODULES,
     NAME,
@@ -62,7 +63,7 @@ class Change:
     """One difference between two identities."""
 
     kind: str
-    """One of `KINDS`, or ``platform``."""
+    """One of `KINDS`, ``platform``, or ``initial_weights``."""
     what: str
     """The key of the configuration, the plugin, or the kind itself."""
     before: Any
@@ -342,6 +343,8 @@ def check_changes(
         more = f"; and {len(refused) - MOST_TOLD} more" if len(refused) > MOST_TOLD else ""
         names = dict.fromkeys([*allowed, *(c.kind for c in refused)])
         hint = f"{' '.join(f'--allow-change {n}' for n in names)} goes on all the same"
+        if any(c.what == INITIAL_WEIGHTS for c in refused):
+            hint = f"the seed alone does not give them: train anew under another --name, or {hint}"
         if is_edited(refused):
             hint += f", and altcore runs restore {run} brings its config.yaml back"
         problem = f"it is not the run that it was: {told}{more}"

@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 import altcore
 from altcore import BadInput
 from altcore.engine import resuming
+from altcore.engine.batch_digests import digest_of_weights
 from altcore.engine.custom_workload import CustomWorkload
-from altcore.engine.identity import digest_of_weights
 from altcore.errors import PluginError
 from altcore.runs import compare, read_lines
 
