@@ -161,7 +161,7 @@ def load_checkpoint(
 
     Raises:
         BadInput: if there is no valid checkpoint, or the newest one does not fit what is given:
-            another model or optimizer, parameters in another order, a scaler too many or too few.
+            another model or optimizer, parameters in other groups, a scaler too many or too few.
         InvalidCheckpoint: if the one that ``path`` names is torn or altered.
     """
     return _restored(folder_at(path), OwnLoop.of(model, optimizer, q, scaler, also))

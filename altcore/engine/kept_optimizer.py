@@ -14,7 +14,13 @@ from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.finite import has_nan, is_finite
 from altcore.engine.hidden_state import optimizer_parts
 from altcore.engine.labels import Kept, within
-from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of, outside
+from altcore.engine.optimizer_checks import (
+    check_layout,
+    check_optimizer,
+    layout_of,
+    outside,
+    take_order,
+)
 from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
 from altcore.engine.state_checks import fitting
 from altcore.engine.state_tensors import named_tensors
@@ -76,10 +82,16 @@ class KeptOptimizer(Kept):
         return next(found, None)
 
     def check(self, state: Mapping[str, Any]) -> list[tuple[Tensor, Mapping[str, Any]]]:
-        """Return each parameter that has moments, and these; `BadInput` if they do not fit."""
+        """Return each parameter that has moments, and these; `BadInput` if they do not fit.
+
+        The parameters of a group are put in the order that they had, unless the state has a form
+        of its own.
+        """
         kept = _of_torch(state["optimizer"])
         is_torchs = kept is state["optimizer"]
         with fitting(self.key):
+            if is_torchs:
+                take_order(state["optimizer_layout"], self.optimizer, self.names)
             moments = check_optimizer(kept, self.optimizer) if is_torchs else []
             check_layout(state["optimizer_layout"], kept, self.optimizer, self.names)
         return moments

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
+from itertools import islice
 from typing import Any
 
 import torch
@@ -39,12 +40,32 @@ def layout_of(
 
 
 def groups_of(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[list[str | None]]:
-    """Return the parameters of each group of an optimizer; None for one without a name."""
-    return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+    """Return the parameters of each group of an optimizer, sorted; None for one without a name.
+
+    Their order is not the optimizer's own: `take_order` gives it that of a checkpoint.
+    """
+    groups = optimizer.param_groups
+    return [sorted((names.get(id(p)) for p in group["params"]), key=str) for group in groups]
 
 
 def _in_order(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[str | None]:
-    return [name for group in groups_of(optimizer, names) for name in group]
+    return [names.get(id(p)) for group in optimizer.param_groups for p in group["params"]]
+
+
+def take_order(
+    layout: Mapping[str, Any], optimizer: torch.optim.Optimizer, names: Mapping[int, str]
+) -> None:
+    """Put the parameters within each group of an optimizer in the order that a checkpoint has.
+
+    Those of a set have another order in each process. A group of other parameters stays as it is,
+    which `check_layout` refuses.
+    """
+    was = iter(layout["parameters"])
+    for group in optimizer.param_groups:
+        now = {names.get(id(p)): p for p in group["params"]}
+        order = list(islice(was, len(group["params"])))
+        if None not in now and now.keys() == {*order}:
+            group["params"][:] = [now[name] for name in order]
 
 
 def outside(
@@ -80,7 +101,8 @@ def check_layout(
     if other := [pair for pair in pairs if pair[0] != pair[1]]:
         was, now = other[0]
         raise InvalidCheckpoint(
-            f"the optimizer has its parameters in another order: {was} is where {now} is now"
+            "the optimizer has its parameters in another order, or in other groups: "
+            f"{was} is where {now} is now"
         )
     shapes = _shapes(state)
     for i, was_shapes in layout["shapes"].items():

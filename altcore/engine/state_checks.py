@@ -22,7 +22,12 @@ from altcore.engine.history import RunHistory
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.model_state import check_buffers, may_differ
-from altcore.engine.optimizer_checks import check_layout, check_optimizer, groups_of
+from altcore.engine.optimizer_checks import (
+    check_layout,
+    check_optimizer,
+    groups_of,
+    take_order,
+)
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.trespass import same_bits
 from altcore.errors import BadInput, InvalidCheckpoint, UnreadableFile
@@ -66,7 +71,10 @@ _OF_OTHER_FORMS = (LookupError, TypeError, AttributeError, ValueError, RuntimeEr
 
 
 def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = True) -> None:
-    """Check a checkpoint's state against what it is for; nothing is changed.
+    """Check a checkpoint's state against what it is for.
+
+    Nothing is changed but the order of the parameters within the optimizer's groups, if it is
+    another one.
 
     An anomaly's is not ``is_healthy``: its numbers are what they are.
 
@@ -76,9 +84,10 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
     """
     with readable():
         check_ties(state, built.model, built.optimizer)
+        layout, names = state["optimizer_layout"], parameter_names({MODEL: built.model})
+        take_order(layout, built.optimizer, names)
         check_weights_and_moments(state, built, is_healthy=is_healthy)
-        moments = (state["optimizer"], built.optimizer, parameter_names({MODEL: built.model}))
-        check_layout(state["optimizer_layout"], *moments)
+        check_layout(layout, state["optimizer"], built.optimizer, names)
         step, rate = state["step"], state["lr_scale"]
         if type(step) is not int or step < 0:
             raise InvalidCheckpoint(f"its step is {step!r:.60}")

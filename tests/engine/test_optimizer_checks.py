@@ -157,10 +157,10 @@ def test_an_option_that_was_deleted_is_named_when_it_is_saved(tmp_path):
         altcore.load_checkpoint(tmp_path / "one", m, Remembering(m.parameters()), None)
 
 
-def test_moments_of_parameters_in_another_order_are_refused():
+def test_moments_of_parameters_in_other_groups_are_refused():
     """Their shapes are alike."""
     m, optimizer = stepped(lambda m: optim.AdamW([m[0].weight, m[1].weight]))
     state, other = optimizer.state_dict(), model()
     fresh = optim.AdamW([other[1].weight, other[0].weight])
-    with pytest.raises(InvalidCheckpoint, match=r"another order: 0\.weight is where 1\.weight"):
+    with pytest.raises(InvalidCheckpoint, match=r"other groups: 0\.weight is where 1\.weight"):
         check_layout(layout_of(state, optimizer, named(m)), state, fresh, named(other))

@@ -5,12 +5,15 @@ from collections import UserDict
 
 import pytest
 import torch
+from attrs import define
+from helpers import metrics_bytes, weights_sha256
 from torch import nn, optim
 
 import altcore
-from altcore import BadInput, CheckpointManager
+from altcore import BadInput, CheckpointManager, hookimpl
 from altcore.engine.optimizer_loading import load_optimizer, placed
 from altcore.engine.snapshots import Snapshot
+from altcore.errors import PluginError
 
 
 class Masters(optim.Optimizer):
@@ -185,3 +188,41 @@ def test_a_moment_in_a_list_that_is_not_finite_is_no_state_to_go_on_from(tmp_pat
     optimizer.state[model.weight]["sums"][0][0] = torch.nan
     with CheckpointManager(tmp_path, model, optimizer) as manager:
         assert manager.save(1).name.startswith("anomaly")
+
+
+@pytest.mark.parametrize("needed", [(), ("snapshots",)])
+def test_a_run_whose_optimizer_has_another_order_goes_on_bit_for_bit(shelf, start, needed):
+    """One that takes parameters from a set has another order in each process."""
+    orders, left = [1, 1, -1, 1], [2, 4]
+
+    @define(eq=False)
+    class OfSets:
+        def build(self, named_parameters, grid_of):
+            order = orders.pop(0)
+            named = dict(named_parameters)
+            decayed = [p for p in named.values() if p.dim() > 1][::order]
+            others = [p for p in named.values() if p.dim() < 2][::order]
+            groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+            return optim.AdamW(groups, lr=0.0)
+
+    @define(eq=False)
+    class Crashing:
+        needs = needed
+
+        @hookimpl
+        def pre_step(self, run, step):
+            if left and left[0] == step.index and run.directory.name == "r":
+                left.pop(0)
+                raise RuntimeError
+
+    shelf.install("optimizer", "sets", OfSets)
+    shelf.install("intervention", "crashing", Crashing)
+    keys = {"optimizer": "sets", "checkpoint_interval": 1, "max_steps": 5, "snapshot_interval": 1}
+    whole = start(["crashing"], name="whole", **keys).run_directory
+    with pytest.raises(PluginError):
+        start(["crashing"], name="r", **keys)
+    with pytest.raises(PluginError):
+        start.resume("r")
+    run = start.resume("r").run_directory
+    assert weights_sha256(run) == weights_sha256(whole)
+    assert metrics_bytes(run) == metrics_bytes(whole)
