@@ -125,6 +125,8 @@ class KeptModule(Kept):
             with fitting(self.key):
                 check_tensors(state, self.module)
         if self.is_trained:
+            with fitting(self.key):
+                check_gradients(state["gradients"], self.module)
             _check_flags(state["requires_grad"], flags_of(self.module), self.key)
         if self.q is not None:
             about = (state["recipe"], asked_of(self.q), self._key_of_q)
@@ -137,8 +139,6 @@ class KeptModule(Kept):
                 check_weights(state, self.module, numbers_of(self.module))
             if self.q is not None:
                 check_quantization_state(self.q, state["quantization"], state["model"])
-            if self.is_trained:
-                check_gradients(state["gradients"], self.module)
         except InvalidCheckpoint as error:
             raise InvalidCheckpoint(within(str(error), self.label)) from error
 

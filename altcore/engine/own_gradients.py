@@ -23,7 +23,9 @@ def check_gradients(kept: Mapping[str, Any], model: nn.Module) -> None:
     for name, grad in kept.items():
         p, is_tensor = parameters.get(name), isinstance(grad, Tensor)
         dtype = getattr(p, "grad_dtype", getattr(p, "dtype", None))  # None if any will do
-        if p is None or not is_tensor or grad.shape != p.shape or dtype not in (grad.dtype, None):
+        if p is None:
+            raise InvalidCheckpoint(f"{name}, which has a gradient, is no parameter of the model")
+        if not is_tensor or grad.shape != p.shape or dtype not in (grad.dtype, None):
             raise InvalidCheckpoint(f"the gradient of {name} does not fit the parameter")
 
 

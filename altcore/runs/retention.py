@@ -96,10 +96,14 @@ def _keep_weights(kept: Kept) -> None:
     files = {WEIGHTS_FILE: kept.manifest["files"][WEIGHTS_FILE]}
     manifest = {**kept.manifest, "kind": WEIGHTS, "files": files, "snapshots": []}
     durable.remove(temporary)
-    durable.make_folder(temporary)
-    durable.link(kept.path / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
-    durable.write_file(temporary / MANIFEST, encode_manifest(manifest))
-    put_in_place(temporary, folder / name)
+    try:
+        durable.make_folder(temporary)
+        durable.link(kept.path / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+        durable.write_file(temporary / MANIFEST, encode_manifest(manifest))
+        put_in_place(temporary, folder / name)
+    except BaseException:
+        durable.remove(temporary)
+        raise
 
 
 def _drop_snapshots(folder: Path, regular: Sequence[Kept]) -> None:

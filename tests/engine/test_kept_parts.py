@@ -197,6 +197,37 @@ def test_another_recipe_is_refused(where, tmp_path):
         other.load(tmp_path)
 
 
+@pytest.mark.parametrize("where", WHERE)
+def test_a_wrapper_that_came_since_is_named_and_no_checkpoint_is_called_invalid(where, tmp_path):
+    """It hides itself from the state of the model, and not from the names of the gradients."""
+    loop, other = Loop(where), Loop(where, build=lambda: nn.Sequential(*map(Hiding, plain())))
+    loop.train(2, accumulated=2)
+    loop.save(tmp_path)
+    with (
+        capture_logs() as logs,
+        pytest.raises(BadInput, match=rf"^{loop.key}: .*0\.weight, which has a gradient, is no"),
+    ):
+        other.load(tmp_path)
+    assert not logs
+
+
+class Hiding(nn.Module):
+    """Wraps a module as torch's checkpoint_wrapper does: the state is that of the module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.inner = module
+        self._register_state_dict_hook(self.hide)
+
+    def forward(self, x):
+        return self.inner(x)
+
+    @staticmethod
+    def hide(module, state, prefix, _):
+        for name in [name for name in state if name.startswith(f"{prefix}inner.")]:
+            state[prefix + name.removeprefix(f"{prefix}inner.")] = state.pop(name)
+
+
 class Counting(nn.Linear):
     """Counts its calls where no checkpoint looks."""
 

@@ -149,3 +149,17 @@ def test_snapshots_stay_while_a_checkpoint_refers_to_them(tmp_path):
     retain(tmp_path, **RULES)
     left = {p.name for p in (tmp_path / "snapshots").iterdir()}
     assert left == {entries[n]["file"] for n in (3, 4, 5, 6)}
+
+
+def test_weights_that_are_kept_half_are_removed_at_once(tmp_path, monkeypatch):
+    """As by Ctrl-C: the checkpoint that they are of stays until the next save."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    evaluated(tmp_path, [1.0, 2.0, 3.0])
+    save(tmp_path, 4, evaluation={"val_loss": 4.0})
+    monkeypatch.setattr(checkpoint.durable, "link", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        retain(tmp_path, **{**RULES, "keep_best": 1})
+    assert names(tmp_path) == [f"step-0000000{step}" for step in (1, 2, 3, 4)]
