@@ -87,7 +87,7 @@ class Late(Line):
 
     def update(self, x):
         if self.other is None:
-            self.own = self.other = torch.zeros(3)
+            self.own = self.other = torch.zeros_like(x[0])
         self.own += x.mean(0)
 
     def target(self):
