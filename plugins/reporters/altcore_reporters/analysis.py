@@ -33,14 +33,14 @@ class FormatComparison:
         from altcore_reporters.frames import runs_frame
         from altcore_reporters.layer_metrics import layer_frame
 
-        kept = _with_several(runs, apart_from_format(runs), formats_of(runs))
+        kept, left_out = _with_several(runs, apart_from_format(runs), formats_of(runs))
         df = runs_frame(kept).assign(format=formats_of(kept), condition=apart_from_format(kept))
         text = format_comparison(
             df,
             FormatComparator(df).identify_sweet_spot(),
             _named_as_in(df, FailureAnalyzer().from_records(kept)),
             _named_as_in(df, layer_frame(kept)),
-            left_out=[r.name for r in runs if r not in kept],
+            left_out=left_out,
             problems=problems_of(runs),
         )
         return [replace_text(out / "format_comparison.md", text)]
@@ -77,13 +77,13 @@ class ManifoldComparison:
 
         own = [r for r in runs if r.summary["format"] == self.format]
         is_aware = list(runs_frame(own)["manifold_aware"])
-        kept = _with_several(own, apart_from_optimizer(own), is_aware)
+        kept, left_out = _with_several(own, apart_from_optimizer(own), is_aware)
         df = runs_frame(kept).assign(
             format=formats_of(kept),
             condition=apart_from_optimizer(kept),
             optimizer=optimizers_of(kept),
         )
-        text = manifold_comparison(df, problems_of(runs))
+        text = manifold_comparison(df, problems_of(runs), left_out)
         return [replace_text(out / "manifold_comparison.md", text)]
 
 
@@ -96,10 +96,14 @@ def _named_as_in(df: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 def _with_several(
     runs: Sequence[RunRecord], conditions: Sequence[str], compared: Sequence[object]
-) -> list[RunRecord]:
-    """Return the runs whose condition has several of what is compared; all if none has."""
+) -> tuple[list[RunRecord], list[str]]:
+    """Return the runs whose condition has several of what is compared, and the others' names.
+
+    All are returned if no condition has several.
+    """
     found: dict[str, set[object]] = {}
     for condition, value in zip(conditions, compared, strict=True):
         found.setdefault(condition, set()).add(value)
     kept = [r for r, c in zip(runs, conditions, strict=True) if len(found[c]) > 1]
-    return kept or list(runs)
+    kept = kept or list(runs)
+    return kept, [r.name for r in runs if r not in kept]

@@ -26,6 +26,7 @@ from altcore_reporters.frame_tables import (
     frame_table,
     head,
     interval_text,
+    listed,
     p_text,
     rows_table,
 )
@@ -100,7 +101,9 @@ class Comparison:
         return "better" if is_better else "worse"
 
 
-def manifold_comparison(df: pd.DataFrame, problems: Sequence[str] = ()) -> str:
+def manifold_comparison(
+    df: pd.DataFrame, problems: Sequence[str] = (), left_out: Sequence[str] = ()
+) -> str:
     """Return the report as Markdown.
 
     Args:
@@ -108,9 +111,14 @@ def manifold_comparison(df: pd.DataFrame, problems: Sequence[str] = ()) -> str:
             bit_stall_final; format, seed, state and condition are used if they are there.
             `deciding_loss` says which loss decides.
         problems: what is wrong with the records of the runs, as `altcore.plugin.problems_of` says.
+        left_out: runs that are not in ``df``, since all that share their configuration and data
+            have optimizers of the same kind.
     """
     about = count(len(df), "run")
     top = head(TITLE, about if len(df) else "no run", problems)
+    if left_out:
+        why = "since no run of the other kind of optimizer shares their configuration and data"
+        top.append(f"Left out, {why}: {listed(left_out)}.")
     parts = [*top, "## Hypothesis", HYPOTHESIS]
     if not len(df):
         return "\n\n".join([*parts, "## Results", "No data: there is no run to compare."]) + "\n"

@@ -114,6 +114,7 @@ def test_optimizers_are_compared_by_seed(records, tmp_path):
     """In the format that is asked for; the settings of each belong to it."""
     text = text_of(ManifoldComparison(), records.values(), tmp_path)
     assert "from 4 runs." in text
+    assert re.search(r"Left out, since no run of the other kind [^.]*: alone\.", text)
     loss = {name: record.summary["val_loss"] for name, record in records.items()}
     change = sum(loss[f"aware-{s}"] - loss[f"E5M2-{s}"] for s in (1, 2)) / 2
     assert f"{change:.4f} [" in text
