@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         csv_text,
         printable,
     )
-    from altcore.config import TrainConfig, read_interval
+    from altcore.config import TrainConfig, read_interval, with_defaults
     from altcore.durable import open_to_read
     from altcore.engine import (
         DeferredErrors,
@@ -244,6 +244,7 @@ _HOME = {
     "altered": "altcore.runs",
     "read_mapping": "altcore.yaml_files",
     "read_interval": "altcore.config",
+    "with_defaults": "altcore.config",
     # Reading files that a user names
     "open_to_read": "altcore.durable",
     # Telling the user, by lines of the log that never fail
@@ -366,6 +367,7 @@ __all__ = [
     "table_format",
     "unlike_most",
     "welch",
+    "with_defaults",
 ]
 
 

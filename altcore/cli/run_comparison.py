@@ -10,6 +10,7 @@ from typing import Any
 from altcore.builtin_types import digits, rounded, to_json
 from altcore.cli.sparkline import sparkline
 from altcore.cli.terminal import echo, print_columns
+from altcore.config import with_defaults
 from altcore.runs import (
     INITIAL_WEIGHTS,
     DirectoryRecord,
@@ -59,7 +60,10 @@ def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
         "same_losses_up_to": [_same_up_to(first, record) for record in records],
         "losses": [sample_losses(record.directory, 4 * CURVE) for record in records],
         "configuration": _differences(
-            [{k: v for k, v in record.config.items() if k not in OWN} for record in records]
+            [
+                {k: v for k, v in config.items() if k not in OWN}
+                for config in with_defaults([record.config for record in records])
+            ]
         ),
         "code": _other_code([record.environment.get("code") for record in records]),
         "environment": _differences(

@@ -15,7 +15,7 @@ from altcore.config.loading import (
     missing_observers,
 )
 from altcore.config.original_keys import notices
-from altcore.config.record import recorded, sources_in
+from altcore.config.record import recorded, sources_in, with_defaults
 from altcore.config.saving import save_config
 from altcore.config.train_config import (
     LONGEST_NAME,
@@ -47,4 +47,5 @@ __all__ = [
     "recorded",
     "save_config",
     "sources_in",
+    "with_defaults",
 ]

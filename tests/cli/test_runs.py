@@ -145,7 +145,7 @@ def test_what_differs_is_told_and_nothing_else(record, capsys):
     found = compared(capsys, record, "a", "b")
     assert found["runs"] == ["a", "b"]
     assert found["configuration"] == {
-        "gpt.size": ["tiny", None],
+        "gpt.size": ["tiny", "small"],
         "learning_rate": [0.001, 0.5],
     }
     assert found["environment"] == {"device": ["cpu", "H100"]}
@@ -154,7 +154,7 @@ def test_what_differs_is_told_and_nothing_else(record, capsys):
     text = call(capsys, "runs", "compare", "a,b", "--runs-dir", record.folder).out
     rows = {line.split("  ")[0]: line.split()[1:] for line in text.splitlines() if line}
     assert rows["learning_rate"] == ["0.001", "0.5"]
-    assert rows["gpt.size"] == ["tiny", "-"]
+    assert rows["gpt.size"] == ["tiny", "small"]
     assert rows["training loss"][-2:] == ["█▅▁", "█▅▁"]
     assert rows["same losses up to"][-2:] == ["step", "2"]
 

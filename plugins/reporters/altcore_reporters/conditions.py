@@ -4,7 +4,8 @@ Runs can be compared by format, or by optimizer, only if all else is the same. W
 makes conditions: keys of the configuration, the data by their digest, the versions of formats and
 plugins, and what was changed when a run went on. Each is called by as few keys as tell it from the
 others, the telling ones first, and the same in whichever order the runs and their keys come.
-Diagnostics and reporters change no weight, so they do not count.
+Diagnostics and reporters change no weight, so they do not count; nor does a setting that was given
+at its default.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from altcore.plugin import with_defaults
 from altcore_reporters.original_names import names_in_config
 from altcore_reporters.run_facts import DIGITS, changes_of, data_of, versions_of
 
@@ -119,14 +121,16 @@ def _conditions(
 def _flat(records: Sequence[RunRecord]) -> list[Flat]:
     """Return what may change the result of each run, settings as ``settings.OWNER.key``."""
     watching = _observers()
+    configs = with_defaults([record.config for record in records])
+    versions = versions_of(records, watching)
     found = []
-    for record, code in zip(records, versions_of(records, watching), strict=True):
+    for record, config, code in zip(records, configs, versions, strict=True):
         data, changes = data_of(record), changes_of(record)
         own: Flat = {"workload": None, "data": data}
-        own |= {k: v for k, v in record.config.items() if k not in _ABOUT_NOTHING}
+        own |= {k: v for k, v in config.items() if k not in _ABOUT_NOTHING}
         if changes:
             own["changed"] = {"name": changes, "changes": record.config["changes"]}
-        for owner, settings in (own.pop("settings", None) or {}).items():
+        for owner, settings in own.pop("settings").items():
             if owner not in watching:
                 own |= {f"settings.{owner}.{k}": v for k, v in settings.items()}
         if data is not None:  # wherever the files are

@@ -28,6 +28,20 @@ def test_format_seed_and_names_make_no_condition():
     assert apart_from_format(runs) == ["", "", ""]
 
 
+def test_a_setting_that_was_given_at_its_default_makes_no_condition():
+    """Nor one at the value of the run's key, which it has unless it is given."""
+    keys = {"optimizer": "adamw", "plugins": ["mantissa-shift"], "bit_stall_threshold": 0.9}
+
+    def condition(**settings):
+        return apart_from_format([told(**keys), told(**keys, settings=settings)])
+
+    assert condition(adamw={"beta1": 0.9, "weight_decay": 0.1}) == ["", ""]
+    assert condition(adamw={"beta1": 0.8}) == ["adamw.beta1 0.9", "adamw.beta1 0.8"]
+    assert condition(**{"mantissa-shift": {"stall_threshold": 0.9}}) == ["", ""]
+    assert condition(**{"mantissa-shift": {"stall_threshold": 0.5}})[1].endswith("threshold 0.5")
+    assert condition(unknown={"beta1": 0.9})[1] == "unknown.beta1 0.9"
+
+
 def test_a_condition_is_called_by_what_tells_it_apart():
     """Interventions count; a second key that goes with the first is not repeated."""
     first = told(recipe={"name": "mine.yaml", "weight": "E5M2"}, learning_rate=1e-3, max_steps=9)
@@ -163,17 +177,17 @@ def test_an_optimizer_and_its_settings_make_no_condition_of_it():
     """But the settings of anything else do."""
     aware = {"optimizer": "manifold-adamw", "use_manifold_aware": True}
     runs = [
-        told(optimizer="adamw", settings={"adamw": {"weight_decay": 0.1}}),
+        told(optimizer="adamw", settings={"adamw": {"weight_decay": 0.2}}),
         told(**aware, settings={"manifold-adamw": {"mode": "gradient"}}),
         told(**aware, settings={"manifold-adamw": {"mode": "update"}}),
         told(optimizer="adamw", settings={"gpt": {"size": "small"}}),
     ]
     assert apart_from_optimizer(runs) == ["gpt.size none"] * 3 + ["gpt.size small"]
     assert optimizers_of(runs) == [
-        "adamw weight_decay=0.1",
+        "adamw weight_decay=0.2",
         "manifold-adamw mode=gradient",
         "manifold-adamw mode=update",
-        "adamw weight_decay=none",
+        "adamw weight_decay=0.1",
     ]
 
 
