@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
             written or is none, such as a link or a device.
         NoSpace: if the disk is full; what was there stays.
     """
+    if not isinstance(loaded, LoadedRun):
+        raise BadInput(f"what altcore.load returned is needed, not {shown(loaded)}", key="loaded")
+    if not isinstance(file, str | PathLike):
+        raise BadInput(f"a path is needed, not {shown(file)}", key="file")
     if kind not in KINDS:
         raise BadInput(f"there is no kind {shown(kind)}", hint=f"one of {', '.join(KINDS)}")
     _, encode = _safetensors()

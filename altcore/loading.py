@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,6 +146,8 @@ def load(
         BadInput: if there is no such run, or no such checkpoint that is valid.
         InvalidCheckpoint: if the named checkpoint is torn or altered, or of another run or model.
     """
+    if not isinstance(run, str | PathLike):
+        raise BadInput(f"a run's name or directory is needed, not {shown(run)}", key="run")
     path = directory_of(run, runs_dir)
     warn_of_altered(path)
     if model is None:

@@ -77,3 +77,14 @@ def test_a_format_that_is_gone_names_its_distribution(shelved, tmp_path):
     shelved(VALUES, "1.2")
     codes = altcore.read_export(tmp_path / "codes")
     assert all(torch.equal(values[name], x.to(values[name].dtype)) for name, x in codes.items())
+
+
+def test_other_things_than_those_that_are_needed_are_refused_by_name(tmp_path):
+    model, optimizer = torch.nn.Linear(2, 2), torch.optim.SGD(torch.nn.Linear(2, 2).parameters())
+    with pytest.raises(BadInput, match="a run's name or directory is needed"):
+        altcore.load(model)
+    with pytest.raises(BadInput, match=r"what altcore\.load returned is needed"):
+        altcore.export("r", tmp_path / "file")
+    with pytest.raises(BadInput, match="what quantize_model returned is needed"):
+        altcore.CheckpointManager(tmp_path, model, None, optimizer)
+    assert not [*tmp_path.iterdir()]
