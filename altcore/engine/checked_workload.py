@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
+import attrs
 import torch
 from attrs import define
 from torch import Tensor, nn
@@ -190,6 +192,21 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
     elif isinstance(batch, Mapping | Sequence) and not isinstance(batch, str | bytes):
         for part in batch.values() if isinstance(batch, Mapping) else batch:
             yield from tensors_in(part)
+
+
+def rows_of(batch: Any) -> int | None:
+    """Return how many rows the first tensor or array of a batch has; None without any."""
+    shape = getattr(batch, "shape", None)
+    if isinstance(shape, tuple):
+        return shape[0] if shape else None
+    parts: Iterable[Any] = ()
+    if isinstance(batch, Mapping):
+        parts = batch.values()
+    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        parts = batch
+    elif is_dataclass(batch) or attrs.has(type(batch)):
+        parts = vars(batch).values()
+    return next((rows for rows in map(rows_of, parts) if rows is not None), None)
 
 
 def _check_kinds(who: str, **parts: tuple[Any, type]) -> None:

@@ -13,7 +13,7 @@ from altcore.engine.checked_workload import (
     CheckedWorkload,
     check_batch,
     placed,
-    tensors_in,
+    rows_of,
 )
 from altcore.engine.flag_watch import watched
 from altcore.engine.named_errors import naming
@@ -39,7 +39,7 @@ class CustomWorkload:
     @property
     def item(self) -> str:
         """The plural by which an item is called."""
-        return "examples" if self.given and not self.base.counts_items else self.base.item
+        return self.base.item if self._base_counts else "examples"
 
     @property
     def facts(self) -> Mapping[str, str | int | float]:
@@ -71,11 +71,17 @@ class CustomWorkload:
     def items(self, batch: Any) -> int:
         """Return how many items a batch has, as the workload counts them.
 
-        If it counts no batches, those of the caller have as many as their first tensor has rows.
+        If it counts no batches, or its loss does not read them, those of the caller have as many
+        as their first tensor or array has rows.
         """
-        if self.given is None or self.base.counts_items:
+        if self._base_counts:
             return self.base.items(batch)
-        return next((len(t) for t in tensors_in(batch) if t.dim()), 1)
+        rows = rows_of(batch)
+        return 1 if rows is None else rows
+
+    @property
+    def _base_counts(self) -> bool:
+        return self.given is None or (self.base.counts_items and self.given_loss is None)
 
     def batch(self, split: str, step: int, micro: int) -> Any:
         """Return the caller's batch, or the workload's, on the run's device."""

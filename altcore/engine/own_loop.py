@@ -75,7 +75,7 @@ class OwnLoop:
             problem = f"a mapping of names to what has a state is needed, not {shown(also)}"
             raise BadInput(problem, key="also")
         own = bare_model(model)
-        if not isinstance(q, Quantization | None):
+        if q is not None and not hasattr(q, "model"):
             raise BadInput(f"what quantize_model returned is needed, not {shown(q)}", key="q")
         if q is not None and own is not q.model:
             raise BadInput("it is not the model that was quantized", key="q")

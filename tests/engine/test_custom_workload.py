@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections import UserDict
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -359,6 +360,17 @@ def test_a_model_that_was_thawed_is_no_reason_to_call_checkpoints_invalid(shelf,
     assert not [line for line in logs if "not valid" in line["event"]]
 
 
+@dataclass
+class Pair:
+    """A batch of a class."""
+
+    x: object
+    y: object
+
+    def to(self, device):
+        return Pair(self.x.to(device), self.y)
+
+
 class Held(UserDict):
     """A container that torch does not know."""
 
@@ -391,3 +403,25 @@ def test_a_buffer_that_is_filled_anew_for_each_micro_batch(hold, shelf, start):
         lines = read_lines(run.run_directory / "metrics.jsonl")
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda x: x, lambda x: {"x": x}, lambda x: x.numpy(), lambda x: Pair(x, 1)]
+)
+def test_batches_of_a_loss_of_ones_own_count_by_their_rows(hold, start):
+    """The workload, which gpt is if nobody names one, would read something else in them."""
+
+    def data(split, step, micro):
+        rows = (8, 2)[step % 2] if split == "val" else 4
+        return hold(torch.full((rows, 3), float(rows)))
+
+    def loss(model, batch):
+        x = getattr(batch, "x", batch["x"] if isinstance(batch, dict) else batch)
+        return model(torch.as_tensor(x).to(model.weight)).square().mean() * 0 + float(len(x))
+
+    config = start.config(name="r", max_steps=1, format="none", eval_steps=2)
+    run = altcore.train(config, model=nn.Linear(3, 3), data=data, loss=loss)
+    (found,) = [x for x in read_lines(run.run_directory / "metrics.jsonl") if "val_loss" in x]
+    assert found["val_items"] == 10
+    assert found["val_loss"] == pytest.approx((8 * 8 + 2 * 2) / 10)
+    assert run.summary["item"] == "examples"
