@@ -183,7 +183,7 @@ class AsBuilt:
                 if was != group:
                     names = dict.fromkeys([*group, *was])
                     odd = [str(n) for n in names if (n in was) != (n in group)]
-                    told = some(odd) if odd else "their order"
+                    told = some(odd) if odd else "their number"
                     return f"group {i} of {label} has other parameters than it had ({told})"
             if len(groups) != len(before):
                 return f"{label} has {len(groups)} groups, and was built with {len(before)}"
