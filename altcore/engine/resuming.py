@@ -10,7 +10,7 @@ from typing import Any
 from attrs import fields_dict
 
 from altcore.config import TrainConfig, merge_sources, sources_in
-from altcore.errors import BadInput, Source
+from altcore.errors import BadInput, Source, shown
 from altcore.registry import kind_of
 from altcore.runs import find_run, read_configuration, read_environment
 
@@ -18,19 +18,20 @@ LISTS = ("plugins", "no_plugins")
 """Keys that together say which plugins a run has."""
 
 
-def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
+def resumed(run: str, runs_dir: str, /, **changes: Any) -> TrainConfig:
     """Return the configuration of a run that is to go on, with ``changes``: keys and settings.
 
     `prepare` refuses those that make another run of it.
     """
-    return resumed_with_sources(name, runs_dir, **changes)[0]
+    return resumed_with_sources(run, runs_dir, **changes)[0]
 
 
 def resumed_with_sources(
-    name: str, runs_dir: str, **changes: Any
+    run: str, runs_dir: str, /, **changes: Any
 ) -> tuple[TrainConfig, dict[str, Source | None]]:
     """Return the same, and where in the run's config.yaml each key and setting stands."""
-    plain = read_configuration(find_run(name, runs_dir))
+    plain = read_configuration(find_run(run, runs_dir))
+    _check_name(changes.pop("name", None), run, plain.get("name"))
     if "data" in changes:
         changes[f"{plain['workload']}.data"] = changes.pop("data")
     given = {k: v for k, v in changes.items() if "." not in k}
@@ -53,6 +54,14 @@ def resumed_with_sources(
     return made, {key: source for key, source in sources.items() if key not in changes}
 
 
+def _check_name(given: Any, run: str, own: Any) -> None:
+    """Raise `BadInput` for another name, of which a run that goes on makes no use."""
+    if given not in (None, run, own):
+        hint = "leave the name out, or begin a run of that name without resume"
+        problem = f"the run that goes on keeps its own, {shown(run)}"
+        raise BadInput(problem, key="name", part=shown(given), hint=hint)
+
+
 @contextmanager
 def origin_told(config: TrainConfig, run: Path) -> Iterator[None]:
     """Add to the error of a plugin that is not installed any more of what the run had it."""
@@ -73,16 +82,16 @@ def resumed_with_keys(
 ) -> tuple[TrainConfig, dict[str, Source | None]]:
     """Return the same with ``keys`` as `load_config` takes them, and its ``runs_dir`` among them.
 
-    Keys that are not given stay those of the run: of its own workload, optimizer and plugins. Its
-    name is no change.
+    Keys that are not given stay those of the run: of its own workload, optimizer and plugins.
     """
     runs_dir = str(keys.get("runs_dir", fields_dict(TrainConfig)["runs_dir"].default))
     own = read_configuration(find_run(name, runs_dir))
     about = {key: own[key] for key in ("workload", "optimizer", *LISTS) if key in own}
     merged, sources = merge_sources(overrides={**about, **keys})
     flat = {f"{o}.{k}": v for o, held in merged["settings"].items() for k, v in held.items()}
-    named = sources.keys() - (about.keys() - keys.keys()) - {"name"}
+    named = sources.keys() - (about.keys() - keys.keys())
     changes = {key: value for key, value in {**merged, **flat}.items() if key in named}
     if not changes.keys().isdisjoint(LISTS):
         changes |= {key: merged[key] for key in LISTS}
-    return resumed_with_sources(name, **{**changes, "runs_dir": runs_dir})
+    changes.pop("runs_dir", None)
+    return resumed_with_sources(name, runs_dir, **changes)
