@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from altcore.engine.state import Run
 from altcore.errors import AltcoreError, LostDirectory, LostRecord
-from altcore.log import log
 from altcore.runs import RunDirectory
 
 
@@ -21,7 +20,6 @@ def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> 
     """
     try:
         for put_back in directory.check_in_place():
-            log.warning(put_back)
             run.emit("warning", message=put_back)
     except LostDirectory as lost:
         name = run.directory.name

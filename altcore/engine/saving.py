@@ -26,7 +26,6 @@ from altcore.engine.state_tensors import named_tensors
 from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError, InvalidCheckpoint
 from altcore.hooks import NonFinite
-from altcore.log import log
 from altcore.recipes import some
 from altcore.runs import (
     ANOMALY,
@@ -214,8 +213,6 @@ class Saving:
             )
         for message in filter(run.quantization.context.is_news, told):
             run.emit("warning", message=message, cause="unsaved")
-            if run.rank == 0:
-                log.warning(message)
 
     def _warn_of_lost(self) -> None:
         """Warn of checkpoints that somebody removed; the next one is written all the same."""

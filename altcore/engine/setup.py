@@ -187,6 +187,7 @@ def _engine(
     remarks += opening.remarks
     for remark in remarks if ranks.rank == 0 else ():
         log.warning(remark)
+    events.logged |= set(remarks)
     engine = Engine(
         run,
         opening.directory,
@@ -194,7 +195,7 @@ def _engine(
         events,
         Detector(config),
         facts,
-        opening.event,
+        [opening.event],
         identity,
         [*remarks, *quantization.missed()],
         initial_weights=None if "model" in built.given else built.weights,

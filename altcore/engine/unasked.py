@@ -13,7 +13,6 @@ from torch import Tensor
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
 from altcore.engine.trespass import address, version
-from altcore.log import log
 from altcore.recipes import some
 
 STILL = ("run_start", "on_nan", "on_collapse", "on_eval", "on_event", "run_end")
@@ -83,5 +82,3 @@ def _is_other(rate: Any, own: float) -> bool:
 def _tell(run: Run, message: str) -> None:
     if run.quantization.context.is_news(message):
         run.emit("warning", message=message, cause="plugin")
-        if run.rank == 0:
-            log.warning(message)

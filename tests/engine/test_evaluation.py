@@ -8,6 +8,7 @@ from attrs import define
 from helpers import events, state
 from helpers_epochs import BuiltPoints, Points
 from planted import plant
+from structlog.testing import capture_logs
 
 import altcore
 from altcore import BadInput, hookimpl
@@ -235,8 +236,11 @@ def test_a_validation_that_is_not_finite_is_warned_of_once(shelf, start):
             return Odd(self.batch_size, self.measures, seed)
 
     shelf.install("workload", "points", Settings)
-    run = start(**OWN, name="a", max_steps=4, eval_interval=1)
+    with capture_logs() as logs:
+        run = start(**OWN, name="a", max_steps=4, eval_interval=1)
     (warning,) = events(run.run_directory, "warning")
+    told = [line["step"] for line in logs if line["event"] == warning["message"]]
+    assert told == [1]
     names = "val_loss, val_loss_float32"
     assert warning["message"] == f"not finite, although the training loss is: {names}"
     assert warning["step"] == 1
