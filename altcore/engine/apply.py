@@ -169,12 +169,17 @@ def _formats(plan: ResolvedRecipe) -> dict[str, dict[str, AnyFormat | None]]:
     }
 
 
-def take_recipe(run: Run, by: str) -> None:
-    """Take the configuration's own recipe and format from the next step on."""
-    before = names_of_formats(run)
-    run.quantization.change_recipe(run.config.make_recipe())
+def take_recipe(run: Run, by: str) -> dict[str, Any]:
+    """Take the configuration's own recipe and format from the next step on.
+
+    Returns the data of the event ``recipe``.
+    """
+    before, q = names_of_formats(run), run.quantization
+    errors = q.change_recipe(run.config.make_recipe())
     shift = {"plugin": by, "from": before, "to": names_of_formats(run)}
-    run.shifts.append({"step": run.step, **shift, "reason": "changed when the run went on"})
+    shift["reason"] = "changed when the run went on"
+    run.shifts.append({"step": run.step, **shift})
+    return {**shift, "compute": q.compute, "stored_error": errors}
 
 
 def names_of_formats(run: Run) -> list[str]:

@@ -151,7 +151,7 @@ class GoingOn:
                 for group, own in zip(groups, options, strict=True):
                     group.update(own)
         if any(c.kind in ("format", "recipe") for c in accepted):
-            take_recipe(run, "--allow-change")
+            engine.openings.append(("recipe", take_recipe(run, "--allow-change")))
             engine.start_anew()
 
     def _as_it_goes_on(self, config: TrainConfig) -> Checkpoint:

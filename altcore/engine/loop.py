@@ -79,8 +79,8 @@ class Engine:
     detector: Detector
     facts: Mapping[str, Any]
     """Repeated in the summary: shares quantized, and the workload's facts."""
-    opening: tuple[str, Mapping[str, Any]]
-    """The first event, and its data."""
+    openings: list[tuple[str, Mapping[str, Any]]]
+    """The first events, and their data."""
     identity: Mapping[str, Any]
     """What the run is known by; each checkpoint has it."""
     remarks: Sequence[str] = ()
@@ -383,7 +383,8 @@ class Engine:
             self.saving.note_start()
             self.saving.check_place()
             self.directory.open_logs()
-            run.emit(self.opening[0], **self.opening[1])
+            for kind, data in self.openings:
+                run.emit(kind, **data)
             for remark in self.remarks:
                 if run.quantization.context.is_news(remark):  # a resumed run told it before
                     run.emit("warning", message=remark)

@@ -151,6 +151,33 @@ def test_an_accepted_format_is_the_one_that_runs(start, run):
     assert (made.shift_step, made.format_shifted_to) == (2, "E5M2")
 
 
+def test_every_accepted_recipe_is_an_event_that_plugins_hear(start, run):
+    """Also one that was accepted before, with another in between."""
+    steps = [2, 3, 4]
+    for step, fmt in zip(steps, ["E5M2", "E4M3", "E5M2"], strict=True):
+        edit(run, format=fmt, format_digests={})
+        config = resuming.resumed("r", str(start.runs), max_steps=step + 1)
+        altcore.train(config, resume="r", allow_change=["format"])
+    told = events(run, "recipe")
+    assert [(e["step"], e["from"], e["to"]) for e in told] == [
+        (2, ["E4M3"], ["E5M2"]),
+        (3, ["E5M2"], ["E4M3"]),
+        (4, ["E4M3"], ["E5M2"]),
+    ]
+    assert {e["plugin"] for e in told} == {"--allow-change"}
+
+
+@pytest.mark.parametrize("name", [None, "r"])
+def test_a_run_keeps_its_name(start, run, name):
+    """The configuration that began it says it again; another name would be lost in silence."""
+    made = altcore.train({"runs_dir": str(start.runs), "name": name, "max_steps": 3}, resume="r")
+    assert made.run_directory == run
+    with pytest.raises(BadInput, match="name 'other': the run that goes on keeps its own, 'r'"):
+        altcore.train({"runs_dir": str(start.runs), "name": "other"}, resume="r")
+    with pytest.raises(BadInput, match="name 'other': the run that goes on keeps its own, 'r'"):
+        resuming.resumed("r", str(start.runs), name="other")
+
+
 def test_an_accepted_format_is_judged_by_its_own_steps(start, run):
     """What the detector kept of the steps in the format before says nothing of it."""
     edit(run, format="E5M2", format_digests={})

@@ -134,7 +134,7 @@ class Again:
             return str(error)
         engine.directory.close()
         engine.run.quantization.remove()
-        told = engine.opening[1].get("changes", ())
+        told = engine.openings[0][1].get("changes", ())
         return " ".join(str(c) for c in told if c["what"] != "max_steps")
 
 
@@ -269,7 +269,7 @@ def test_changed_values_of_a_format_are_taken_if_they_are_allowed(again):
     on_grid = (weight.parameter / weight.scale).detach()
     assert {*on_grid.unique().tolist()} <= {*OTHER}, name
     assert not engine.run.snapshots
-    assert [c["kind"] for c in engine.opening[1]["changes"]][:2] == ["format", "plugin"]
+    assert [c["kind"] for c in engine.openings[0][1]["changes"]][:2] == ["format", "plugin"]
     engine.directory.close()
     engine.run.quantization.remove()
 
