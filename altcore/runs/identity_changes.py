@@ -99,7 +99,8 @@ class Change:
 
 
 def _spelled(name: str) -> str:
-    return name.replace("-", "_")
+    plain = name.replace("-", "_")
+    return "plugin" if plain in ("plugins", "no_plugins") else plain  # what these keys change
 
 
 # Comparing ---------------------------------------------------------------------------------------

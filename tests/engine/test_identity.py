@@ -167,6 +167,14 @@ def test_every_accepted_recipe_is_an_event_that_plugins_hear(start, run):
     assert {e["plugin"] for e in told} == {"--allow-change"}
 
 
+@pytest.mark.parametrize("name", ["plugin", "plugins"])
+def test_plugins_are_allowed_by_their_kind_or_key(start, run, name):
+    """The key of the configuration that says which there are is `plugins`."""
+    edit(run, plugins=["spike-guard"])
+    config = resuming.resumed("r", str(start.runs), max_steps=3)
+    assert altcore.train(config, resume="r", allow_change=[name]).steps_completed == 3
+
+
 @pytest.mark.parametrize("name", [None, "r"])
 def test_a_run_keeps_its_name(start, run, name):
     """The configuration that began it says it again; another name would be lost in silence."""
