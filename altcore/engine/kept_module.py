@@ -140,7 +140,7 @@ class KeptModule(Kept):
             if self.q is not None:
                 check_quantization_state(self.q, state["quantization"], state["model"])
         except InvalidCheckpoint as error:
-            raise InvalidCheckpoint(within(str(error), self.label)) from error
+            raise type(error)(within(str(error), self.label)) from error
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load a state that was checked."""

@@ -35,10 +35,18 @@ from altcore.engine.state_tensors import left_on_cpu, placed_states
 from altcore.engine.stateful import KeptObject, Stateful, check_fits
 from altcore.errors import BadInput, InvalidCheckpoint, described, shown
 from altcore.log import log
-from altcore.quantization import Quantization, bare_model, check_moments, is_quantized, this_rank
+from altcore.quantization import (
+    OffGrid,
+    Quantization,
+    bare_model,
+    check_moments,
+    is_quantized,
+    this_rank,
+)
 from altcore.runs import REGULAR, about_platform, check_readable, compare
 
 ALSO = "also."
+STORE = "call q.store(optimizer) after each step, or q.follow(optimizer) once for each optimizer"
 Part = KeptModule | KeptOptimizer | KeptObject
 
 
@@ -241,7 +249,8 @@ class OwnLoop:
         except InvalidCheckpoint as error:
             changed = built.problem() if built is not None else None
             problem = f"it could not be restored: {changed or error}"
-            raise BadInput(problem, key="model") from error
+            hint = STORE if isinstance(error, OffGrid) and not changed else ""
+            raise BadInput(problem, key="model", hint=hint) from error
 
     def check(self, state: Mapping[str, Any], kind: str) -> None:
         """Check a state of a whole checkpoint before anything is loaded.

@@ -21,7 +21,12 @@ from altcore.quantization.quantization import Quantization, is_quantized
 from altcore.quantization.quantizer import random_key
 from altcore.quantization.quantizing import bare_model, quantize_model
 from altcore.quantization.shared_amax import amax_histories, share_amax
-from altcore.quantization.state_checks import check_moments, check_quantization_state, unstored
+from altcore.quantization.state_checks import (
+    OffGrid,
+    check_moments,
+    check_quantization_state,
+    unstored,
+)
 from altcore.quantization.stored import MOVES
 from altcore.quantization.weight_grids import WeightGrid
 
@@ -32,6 +37,7 @@ __all__ = [
     "Again",
     "AttentionCall",
     "CodedWeight",
+    "OffGrid",
     "PatchedForward",
     "Quantization",
     "WeightGrid",

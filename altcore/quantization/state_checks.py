@@ -17,6 +17,10 @@ from altcore.quantization.quantization import Quantization
 from altcore.recipes import Cast, ResolvedRecipe, resolved_from_plain
 
 
+class OffGrid(InvalidCheckpoint):
+    """A stored weight or moment is on no grid, as after a step without `Quantization.store`."""
+
+
 def check_quantization_state(
     q: Quantization,
     state: Mapping[str, Any],
@@ -127,10 +131,8 @@ def _check_moment(name: str, value: Tensor, scale: Tensor, cast: Cast) -> None:
         raise _off_grid(name, value, off, count, scale, cast)
 
 
-def _off_grid(
-    name: str, x: Tensor, off: Tensor, count: int, scale: Tensor, cast: Cast
-) -> InvalidCheckpoint:
-    return InvalidCheckpoint(
+def _off_grid(name: str, x: Tensor, off: Tensor, count: int, scale: Tensor, cast: Cast) -> OffGrid:
+    return OffGrid(
         f"{name} has {count} of {x.numel()} values off the grid of {cast.format.name}, "
         f"as {x[off][0].item():.6g} at the scale {scale.item():.6g}"
     )
