@@ -23,10 +23,17 @@ def seed_all(seed: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Set the same for a while: afterwards they are what they were."""
+    with random_states_kept():
+        seed_all(seed)
+        yield
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Put the same back to what they were, whoever draws or seeds in between."""
     device, own = _device_at_work(), torch.initial_seed()
     before = random_state(device)
     try:
-        seed_all(seed)
         yield
     finally:
         torch.manual_seed(own)  # of devices that are idle

@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -42,6 +43,21 @@ def test_a_second_run_in_another_thread_is_refused(start):
     assert metrics_bytes(run) == metrics_bytes(alone)
     deaf = [[e for e in events(r, "warning") if "no signals" in e["message"]] for r in (alone, run)]
     assert list(map(len, deaf)) == [0, 1]
+
+
+def test_a_run_within_anothers_data_changes_nothing_of_it(start):
+    """As a function of data may train what makes the data; they share the random states."""
+
+    def data(split, step, micro):
+        if (split, step) == ("train", 2):
+            altcore.train(start.config(name="inner", seed=7, gpt__dropout=0.3), data=coins)
+        return coins(split, step, micro)
+
+    config = partial(start.config, gpt__dropout=0.3, recipe="pure")
+    alone = altcore.train(config(name="alone"), data=coins).run_directory
+    run = altcore.train(config(name="r"), data=data).run_directory
+    assert weights_sha256(run) == weights_sha256(alone)
+    assert metrics_bytes(run) == metrics_bytes(alone)
 
 
 def test_a_thread_may_train_within_its_own_run_and_a_child_for_itself():
