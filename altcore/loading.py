@@ -24,7 +24,6 @@ from altcore.engine import (
     digest_of_weights,
     freeze,
     given_data,
-    given_in,
     identity_given,
     only_run_autocast,
     plain_modes,
@@ -55,6 +54,7 @@ from altcore.runs import (
     data_identity,
     edited,
     find_run,
+    given_in,
     identity_in,
     list_checkpoints,
     load_newest,
@@ -346,30 +346,25 @@ def find_checkpoint(run: Path, which: str) -> Path:
     """Return a checkpoint of a run's directory: ``best``, ``latest``, or by its name.
 
     Best and latest are never of another run; a warning names one that was copied in, and one that
-    the run ended with if it is gone. Raises `BadInput` if there is none.
+    the run ended with if it is gone. If none is the best, since no value is finite, the latest is
+    taken, with a warning. Raises `BadInput` if there is none.
     """
     folder, run_id = run / "checkpoints", run_id_of(run)
-    check_no_linked(folder)
 
     def check(found: Checkpoint) -> None:
         check_run_id(found.path, found.manifest, run_id)
 
-    found = list_checkpoints(folder)
-    if which in (BEST, LATEST):
-        warn_of_missing(run, which)
-    if which == LATEST:
-        return load_newest(folder, check).path
     if which == BEST:
-        config = _config_of(run)
-        own = [kept for kept in found if kept.manifest[RUN_ID] == run_id]
-        if len(own) < len(found):
-            others = [kept.path.name for kept in found if kept not in own]
-            log.warning("checkpoints of another run are left out", run=run.name, names=others)
-        regular = [kept for kept in own if kept.kind == REGULAR]
-        evaluated = [kept for kept in regular if kept.manifest["evaluation"]]
-        best = by_merit(evaluated, config.monitor, config.direction)
-        return best[0].path if best else load_newest(folder, check).path
-    names = [kept.path.name for kept in found]
+        if (best := find_best(run)) is None:
+            best = load_newest(folder, check).path
+            told = f"no checkpoint is known for a finite {_config_of(run).monitor}"
+            log.warning(f"{told}: the newest is taken", run=run.name, checkpoint=best.name)
+        return best
+    check_no_linked(folder)
+    names = [kept.path.name for kept in list_checkpoints(folder)]
+    if which == LATEST:
+        warn_of_missing(run, which)
+        return load_newest(folder, check).path
     if which not in names:
         raise BadInput(
             f"run {run.name} has no checkpoint {shown(which)}",
@@ -378,3 +373,23 @@ def find_checkpoint(run: Path, which: str) -> Path:
             hint=f"best, latest, {', '.join(names)}",
         )
     return folder / which
+
+
+def find_best(run: Path) -> Path | None:
+    """Return the best checkpoint of a run's directory; None if no value of any is finite.
+
+    It warns as `find_checkpoint` does.
+    """
+    folder, run_id = run / "checkpoints", run_id_of(run)
+    check_no_linked(folder)
+    found = list_checkpoints(folder)
+    warn_of_missing(run, BEST)
+    config = _config_of(run)
+    own = [kept for kept in found if kept.manifest[RUN_ID] == run_id]
+    if len(own) < len(found):
+        others = [kept.path.name for kept in found if kept not in own]
+        log.warning("checkpoints of another run are left out", run=run.name, names=others)
+    regular = [kept for kept in own if kept.kind == REGULAR]
+    evaluated = [kept for kept in regular if kept.manifest["evaluation"]]
+    best = by_merit(evaluated, config.monitor, config.direction)
+    return best[0].path if best else None

@@ -34,8 +34,15 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
 
     The last column marks the best, the latest, and those of another run.
     """
-    from altcore.loading import directory_of, find_checkpoint
-    from altcore.runs import RUN_ID, check_no_linked, list_checkpoints, number, run_id_of
+    from altcore.loading import directory_of, find_best, find_checkpoint
+    from altcore.runs import (
+        RUN_ID,
+        check_no_linked,
+        from_json,
+        list_checkpoints,
+        number,
+        run_id_of,
+    )
 
     path = directory_of(run, runs_dir)
     check_no_linked(path / "checkpoints")
@@ -43,7 +50,9 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
     marks: dict[str, list[str]] = {}
     for which in ("best", "latest"):
         try:
-            marks.setdefault(find_checkpoint(path, which).name, []).append(which)
+            marked = find_best(path) if which == "best" else find_checkpoint(path, which)
+            if marked is not None:
+                marks.setdefault(marked.name, []).append(which)
         except UnreadableFile as error:
             say(f"which is the {which} one nobody knows: {error}")
         except BadInput:  # there is none yet
@@ -72,7 +81,7 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
     width = max(len(row["name"]) for row in rows)
     echo(f"{'name':<{width}}  {'kind':<8}  {'step':>8}  {'MB':>8}  validation loss")
     for row in rows:
-        loss = number((row["evaluation"] or {}).get("val_loss"))
+        loss = number(from_json(row["evaluation"] or {}).get("val_loss"))
         start = f"{row['name']:<{width}}  {row['kind']:<8}  {row['step']:>8}"
         end = f"{row['bytes'] / 1e6:>8.2f}  {loss:<15}  {' '.join(row['marks'])}"
         echo(f"{start}  {end}".rstrip())

@@ -12,7 +12,9 @@ from altcore.cli.sparkline import sparkline
 from altcore.cli.terminal import echo, print_columns
 from altcore.config import with_defaults
 from altcore.runs import (
+    CODE,
     INITIAL_WEIGHTS,
+    NAME,
     DirectoryRecord,
     RunRecord,
     change_line,
@@ -35,8 +37,8 @@ ENVIRONMENT = (
     *("git", "libraries"),
 )
 """What is compared of the environment."""
-PARTS = ("configuration", "code", "environment")
-"""What may differ key by key."""
+PARTS = ("configuration", "code", "given", "environment")
+"""What may differ key by key; ``given`` is what came from Python."""
 CHANGES = "changes"
 BESIDE = {INITIAL_WEIGHTS: "initial weights", CHANGES: "changes on the way"}
 """What is compared beside configuration and environment, and the names of its rows."""
@@ -66,6 +68,7 @@ def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
             ]
         ),
         "code": _other_code([record.environment.get("code") for record in records]),
+        "given": _differences([_given(record) for record in records]),
         "environment": _differences(
             [{k: record.environment.get(k) for k in ENVIRONMENT} for record in records]
         ),
@@ -73,9 +76,22 @@ def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
 
 
 def _data(record: RunRecord) -> str | None:
-    """Return the start of the digest of a run's data, or what else its workload calls them."""
+    """Return the start of the digest of a run's data, or what else its workload calls them.
+
+    Of data that came from Python that is the digest of the first batch.
+    """
     facts = record.summary["workload_facts"]
-    return str(facts.get("sha256", ""))[:DIGITS] or facts.get("data")
+    known = facts.get("sha256") or record.environment.get("first_batch") or ""
+    return str(known)[:DIGITS] or facts.get("data")
+
+
+def _given(record: RunRecord) -> dict[str, Any]:
+    """Return modules, options and values of what came from Python; its code is with the others."""
+    given = record.environment.get("given") or {}
+    return {
+        part: {key: own for key, own in about.items() if key not in (NAME, CODE)}
+        for part, about in given.items()
+    }
 
 
 def _initial_weights(record: RunRecord) -> str | None:
@@ -148,11 +164,13 @@ def print_comparison(found: Mapping[str, Any]) -> None:
             rows += [[], [part]]
             rows += [[key, *map(_exact, row)] for key, row in found[part].items()]
     print_columns(rows)
-    same_parts = [part for part in PARTS if not found[part]]
+    same_parts = [part for part in PARTS if not found[part] and part != "given"]
     if same_parts:
         verb = "does" if len(same_parts) == 1 else "do"
-        known = {name: {v for v in row if v is not None} for name, row in beside.items()}
+        also = {"data": found["data"], **beside}
+        known = {name: {v for v in row if v is not None} for name, row in also.items()}
         others = [name for name, values in known.items() if len(values) > 1]
+        others += ["parts given from Python"] * bool(found["given"])
         but = f"; {' and '.join(others)} do" if others else ""
         echo(f"\n{_together(same_parts)} {verb} not differ{but}")
 

@@ -19,7 +19,7 @@ from altcore.engine.building import (
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
-from altcore.engine.given_parts import given_from_python, given_in, identity_given
+from altcore.engine.given_parts import given_from_python, identity_given
 from altcore.engine.identity import changed_weights, data_of
 from altcore.engine.loop import Engine
 from altcore.engine.loop_warnings import LoopWarnings
@@ -82,7 +82,6 @@ __all__ = [
     "freeze",
     "given_data",
     "given_from_python",
-    "given_in",
     "identity_given",
     "interval_width_of",
     "inverse_scale",

@@ -15,14 +15,18 @@ from altcore.engine.hidden_state import own_of
 from altcore.engine.model_state import unsaved_buffers
 from altcore.engine.module_hooks import hook_identity
 from altcore.engine.module_kinds import kinds_of, options_of
-from altcore.runs import BUFFERS, CHANGES, CODE, DIGITS, HOOKS, MODULES, NAME, OPTIONS, VALUES
-
-
-def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an identity that names what came from Python."""
-    plugins = identity.get("plugin")
-    found = plugins.items() if isinstance(plugins, Mapping) else ()
-    return {k: v for k, v in found if isinstance(v, Mapping) and "distribution" not in v}
+from altcore.runs import (
+    BUFFERS,
+    CHANGES,
+    CODE,
+    DIGITS,
+    HOOKS,
+    MODULES,
+    NAME,
+    OPTIONS,
+    VALUES,
+    given_in,
+)
 
 
 def given_from_python(model: object, batch: object, loss: object = None) -> dict[str, str]:

@@ -13,7 +13,6 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.building import Built
 from altcore.engine.changed_formats import identities, take_new_values, usable_snapshots
-from altcore.engine.given_parts import given_in
 from altcore.engine.identity import changed_weights
 from altcore.engine.labels import MODEL, parameter_names
 from altcore.engine.loop import Engine
@@ -46,6 +45,7 @@ from altcore.runs import (
     check_run_id,
     compare,
     find_end,
+    given_in,
     has_environment,
     has_lost_lines,
     has_record_of,

@@ -29,6 +29,7 @@ from altcore.runs import (
 
 DIGEST = "sha256"
 """The fact of a workload that digests its data."""
+FIRST_BATCH = "first batch"
 MOST_NAMED = 8
 """Parts of a batch without a digest that a manifest names."""
 
@@ -62,7 +63,13 @@ def data_of(workload: Workload, device: torch.device, is_given: bool) -> dict[st
         set_random_state(random, device)
     # A large batch may have very many; the warning names few.
     about = {UNKNOWN: unknown[:MOST_NAMED]} if unknown else {}
-    return {"sha256": digest, "of": "first batch", **about}
+    return {"sha256": digest, "of": FIRST_BATCH, **about}
+
+
+def first_batch(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first batch's digest as environment.json holds it, if data are known by it."""
+    data = identity["data"]
+    return {"first_batch": data[DIGEST]} if data.get("of") == FIRST_BATCH else {}
 
 
 def about_unknown(identity: Mapping[str, Any]) -> list[str]:

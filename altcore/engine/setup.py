@@ -23,7 +23,7 @@ from altcore.engine.facts import facts_of
 from altcore.engine.given_parts import identity_given
 from altcore.engine.global_hooks import about_global_hooks
 from altcore.engine.going_on import GoingOn, check_given, go_on
-from altcore.engine.identity import about_unknown, run_identity
+from altcore.engine.identity import about_unknown, first_batch, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import about_unlike, agreed_identity, check_alike, check_shares
@@ -44,10 +44,12 @@ from altcore.runs import (
     RunDirectory,
     UnwrittenDirectory,
     bring_back_environment,
+    code_given,
     code_of,
     environment,
     files_of,
     find_run,
+    given_in,
     no_space_named,
     set_aside,
     write_configuration,
@@ -229,8 +231,10 @@ def _write_environment(engine: Engine, built: Built) -> None:
         RUN_ID: engine.directory.run_id,
         "altcore": engine.identity["platform"]["altcore"],
         **environment(built.device),
-        "code": code_of(engine.identity),
+        "code": {**code_of(engine.identity), **code_given(given_in(engine.identity))},
+        "given": given_in(engine.identity),
         "files": files_of(engine.identity),
+        **first_batch(engine.identity),
         "arithmetic": arithmetic(),
         "world_size": engine.ranks.world_size,
         **({INITIAL_WEIGHTS: built.weights} if "model" in built.given else {}),

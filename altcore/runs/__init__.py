@@ -41,11 +41,13 @@ from altcore.runs.identity import (
     OPTIONS,
     UNKNOWN,
     VALUES,
+    code_given,
     code_of,
     configuration_identity,
     data_identity,
     entries_of,
     files_of,
+    given_in,
     identity_of,
     platform_of,
     plugin_digest,
@@ -65,7 +67,13 @@ from altcore.runs.identity_changes import (
     compare,
 )
 from altcore.runs.json_files import DIGEST, is_as_written, read_json, with_digest
-from altcore.runs.json_lines import AFTER_PLUGINS, damaged_lines, read_lines, read_new_lines
+from altcore.runs.json_lines import (
+    AFTER_PLUGINS,
+    damaged_lines,
+    from_json,
+    read_lines,
+    read_new_lines,
+)
 from altcore.runs.kept import Kept, by_merit, list_checkpoints
 from altcore.runs.log_file import has_lost_lines
 from altcore.runs.manifest import (
@@ -243,6 +251,7 @@ __all__ = [
     "check_readable",
     "check_run_id",
     "checkpoints_in",
+    "code_given",
     "code_of",
     "comparable",
     "compare",
@@ -262,7 +271,9 @@ __all__ = [
     "finite",
     "folder_at",
     "folder_of",
+    "from_json",
     "full_summary",
+    "given_in",
     "has_checkpoint",
     "has_environment",
     "has_learned",

@@ -11,7 +11,7 @@ from typing import Any
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
 from altcore.errors import keyed
-from altcore.formats import AnyFormat, format_digest
+from altcore.formats import AnyFormat, digest, format_digest
 from altcore.hooks import formats_within, to_plain, values_of
 from altcore.registry import HOOK_KINDS, Entry, find
 from altcore.runs.files_in_settings import file_digests, members, named_files, paths_among
@@ -108,8 +108,8 @@ def code_of(identity: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
 
     That is distribution and version (``from``), and the digest of the source or the format
     (``sha256``). The names are those of plugins, and ``format NAME``, ``workload NAME`` and
-    ``optimizer NAME``. What came from Python, and a format that the configuration holds whole, is
-    not among them.
+    ``optimizer NAME``. What came from Python, of which `code_given` is, and a format that the
+    configuration holds whole are not among them.
     """
     formats, plugins = identity.get("format") or {}, identity.get("plugin") or {}
     found = {
@@ -122,6 +122,30 @@ def code_of(identity: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
             name = f"{key} {p[NAME]}" if key in ("workload", "optimizer") else p[NAME]
             origin = f"{p['distribution']} {p['version']}"
             found[name] = {"from": origin, "sha256": p["sha256"]}
+    return found
+
+
+def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that names what came from Python."""
+    plugins = identity.get("plugin")
+    found = plugins.items() if isinstance(plugins, Mapping) else ()
+    return {k: v for k, v in found if isinstance(v, Mapping) and "distribution" not in v}
+
+
+def code_given(given: Any) -> dict[str, dict[str, str | None]]:
+    """Return the code of what came from Python, by name, in the form of `code_of`.
+
+    Two of which only values differ, as of the variables of a function, have the same.
+
+    Args:
+        given: as `given_in` returns it, and environment.json has it.
+    """
+    parts = given.items() if isinstance(given, Mapping) else ()
+    found = {}
+    for key, part in parts:
+        code = {k: v for k, v in part.items() if k not in (NAME, VALUES, BUFFERS)}
+        known = digest(code) if any(code.values()) else None
+        found[f"given {key}"] = {"from": part[NAME], "sha256": known}
     return found
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from altcore.runs.alike import other_code
-from altcore.runs.identity import code_of
+from altcore.runs.identity import code_of, given_in
 from altcore.runs.identity_changes import compare
 from altcore.runs.reading import identity_in
 from altcore.runs.record import RunRecord
+
+ELSEWHERE = ("data", "world_size", "platform")
+"""Kinds of changes that no configuration tells."""
 
 
 def problems_of(records: Sequence[RunRecord]) -> list[str]:
@@ -34,10 +37,12 @@ def differences_of(records: Sequence[RunRecord]) -> list[str]:
         return []
     first, there = identities[0]
     for name, identity in identities[1:]:
+        given = given_in(there).keys() | given_in(identity).keys()
         changes = [
             f"{c.what} {c.text_now} instead of {c.text_before}"
             for c in compare(there, identity)
-            if c.kind in ("data", "world_size", "platform") and None not in (c.before, c.now)
+            if (c.kind in ELSEWHERE and None not in (c.before, c.now))
+            or (c.kind == "plugin" and c.what in given)
         ]
         code = other_code([code_of(there), code_of(identity)])
         changes += [f"{what} {now} instead of {before}" for what, (before, now) in code.items()]

@@ -77,10 +77,14 @@ def _validation(summary: Mapping[str, Any]) -> str:
         best = f"best {number(best)}{at}"
     else:
         best = f"{number(best)} at the best {monitor}{',' * bool(at)}{at}"
-    return (
-        f"{number(summary['val_loss'])} ({best}; "
-        f"the same weights with float32 products {number(summary['val_loss_float32'])})"
-    )
+    last, plain = (_evaluated(summary, key) for key in ("val_loss", "val_loss_float32"))
+    return f"{last} ({best}; the same weights with float32 products {plain})"
+
+
+def _evaluated(summary: Mapping[str, Any], key: str) -> str:
+    """Return a loss of the last evaluation; a summary has null for one that is not finite, too."""
+    is_known = key in (summary["evaluation"] or {})
+    return "not finite" if summary[key] is None and is_known else number(summary[key])
 
 
 def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
