@@ -36,7 +36,7 @@ STEP = (
 HANDED_OUT = STEP[STEP.index("mean_loss") :]
 """Those that are tensors, or hold some, and that the engine or another plugin reads later."""
 SNAPSHOT = ("weights", "buffers", "optimizer", "quantization")
-MOVES = {"calls", "last_step", "has_learned", "is_coverage_told"}
+MOVES = {"calls", "last_step", "has_learned", "is_coverage_told", "_at_first_backward"}
 """Of the quantization what a probe moves; the random bits that depend on it have their own."""
 
 

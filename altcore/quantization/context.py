@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from attrs import define, field
@@ -36,6 +36,8 @@ class Context:
     """The modes of a quantized model, and the counts that all of its layers add to."""
 
     clock: Clock = field(factory=Clock)
+    parameters: Callable[[], Iterable[Tensor]] = tuple
+    """Returns those of the model."""
     compute: str = "float32"
     """The type in which products run; see `altcore.quantization.compute.COMPUTES`."""
     is_off: bool = False
@@ -64,6 +66,27 @@ class Context:
     """Stored weights that something other than `Quantization.store` changed."""
     told: set[str] = field(factory=set)
     """Messages that the user has seen."""
+
+    _at_first_backward: tuple[int, int] = field(init=False, default=(0, 0))
+
+    def note_backward(self) -> None:
+        """Note that a backward pass reaches a quantized layer."""
+        if not self.has_learned:
+            self.has_learned, self._at_first_backward = True, self._position()
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the step of the first backward pass is over: no micro-batch of it follows.
+
+        That is if its weights were stored or moved, or its gradients cleared.
+        """
+        if not self.has_learned:
+            return False
+        is_moved = self._position() != self._at_first_backward
+        return is_moved or all(p.grad is None for p in self.parameters())
+
+    def _position(self) -> tuple[int, int]:
+        return self.clock.step, sum(p._version for p in self.parameters() if p.requires_grad)
 
     def is_news(self, message: str) -> bool:
         """Whether the user has not been told yet; from now on they have."""

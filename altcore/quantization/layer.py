@@ -288,7 +288,8 @@ class WeightProducts:
 
     def begin_backward(self) -> None:
         """Note that the layer learns; raise `BadInput` in a second derivative."""
-        self.layer.has_learned = self.layer.context.has_learned = True
+        self.layer.has_learned = True
+        self.layer.context.note_backward()
         if torch.is_grad_enabled():
             raise BadInput(
                 f"{called(self.layer.name)}: a quantized layer has no second derivative "

@@ -60,7 +60,7 @@ class PatchedForward:
         layer.calls += not context.is_recomputing
         check_weights(layer)
         is_new_step = layer.module.training and not context.is_recomputing
-        if context.has_learned and not context.is_coverage_told and is_new_step:
+        if is_new_step and not context.is_coverage_told and context.has_stepped:
             context.tell_coverage()
         if is_new_step and not context.is_frozen:
             context.renew_counts()
@@ -180,7 +180,7 @@ def noting_backward(result: Any, context: Context) -> Any:
     """
 
     def note(_: Tensor) -> None:
-        context.has_learned = True
+        context.note_backward()
 
     for t in result if isinstance(result, list | tuple) else (result,):
         if not context.has_learned and isinstance(t, Tensor) and t.grad_fn is not None:

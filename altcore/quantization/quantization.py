@@ -94,8 +94,8 @@ class Quantization:
 
     def __attrs_post_init__(self) -> None:
         check_model(self.model)
-        tell, renew = self._tell_coverage, self.counters.renew
-        self.context = Context(Clock(self.seed), tell_coverage=tell, renew_counts=renew)
+        tell, renew, own = self._tell_coverage, self.counters.renew, self.model.parameters
+        self.context = Context(Clock(self.seed), own, tell_coverage=tell, renew_counts=renew)
         self._take(self.recipe)
         self._kept_hooks.append(
             self.model.register_load_state_dict_post_hook(ModelHook(self._after_load))
@@ -321,7 +321,7 @@ class Quantization:
     def _tell_coverage(self) -> None:
         for sentence in self.missed():
             self.context.warn(sentence)
-        if self._state_casts and self.context.clock.step == 0:
+        if self._state_casts and self._optimizer is None and self.context.clock.step == 0:
             store_optimizer_state(None, self._state_casts, self.context)
 
     def count_flops(self, run: Callable[[], Any]) -> float | None:

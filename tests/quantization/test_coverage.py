@@ -79,6 +79,7 @@ def test_what_never_runs_is_named():
     model, x = Reader(), torch.randn(3, 4)
     with quantize_model(model, "E4M3", head=None) as q:
         model(x).sum().backward()
+        model.zero_grad()
         with pytest.warns(RuntimeWarning) as told:
             model(x)
         assert sum("never ran" in str(w.message) for w in told) == len(told) == 3
@@ -93,11 +94,44 @@ def test_what_never_runs_is_named():
     assert q.coverage().parameter_share < 0.5
 
 
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("recipe", ["master", "full"])
+def test_a_micro_batch_is_no_step(recipe, is_given):
+    """A layer may run in another one of the step, whose optimizer has not stepped yet."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(3, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    given = {"optimizer": optimizer} if is_given else {}
+    with quantize_model(model, recipe, format="E4M3", head=None, **given) as q:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(2):
+                for layers in (model[:2], model[::2], model[:2]):
+                    layers(x).square().sum().backward()
+                optimizer.step()
+                q.store(optimizer)
+        model(x)
+
+
+@pytest.mark.parametrize("step", ["moves", "clears"])
+def test_an_optimizer_that_altcore_does_not_know_steps(step):
+    """It moves weights, or clears gradients: then the first step is over."""
+    model, x = nn.ModuleDict({"runs": nn.Linear(4, 4), "idle": nn.Linear(4, 4)}), torch.randn(3, 4)
+    with quantize_model(model, "E4M3", head=None):
+        model["runs"](x).sum().backward()
+        if step == "moves":
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+        else:
+            model.zero_grad()
+        with pytest.warns(RuntimeWarning, match="layer idle .* it never ran"):
+            model["runs"](x)
+
+
 def test_a_model_without_any_quantized_product_is_told():
     """There is no backward pass of a quantized layer to wait for."""
     model, x = nn.Sequential(InPlace(4, 4), nn.Tanh(), InPlace(4, 4)), torch.randn(3, 4)
     with quantize_model(model, "E4M3", head=None):
         model(x).sum().backward()
+        model.zero_grad()
         with pytest.warns(RuntimeWarning, match="layer 0 .* its weights were in no product"):
             model(x)
 
@@ -109,6 +143,7 @@ def test_what_a_recipe_asks_for_by_name_is_told(pattern, is_told):
     recipe = {"layers": {"0": {"weight": "E4M3"}, pattern: {"activation": "E4M3"}}}
     with quantize_model(model, recipe) as q:
         model(x).sum().backward()
+        model.zero_grad()
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             model(x)
@@ -301,6 +336,7 @@ def test_a_role_that_no_layer_has_is_told():
     model, x = nn.Sequential(nn.Conv1d(4, 4, 1)), torch.randn(2, 4, 3)
     with quantize_model(model, {"weight": "E4M3", "attention": "E4M3"}) as q:
         model(x).sum().backward()
+        model.zero_grad()
         with pytest.warns(RuntimeWarning, match="role attention reaches no layer of the model"):
             model(x)
     with quantize_model(model, {"weight": "E4M3"}) as q:
@@ -315,6 +351,7 @@ def test_a_forward_that_forgets_the_layer_is_told():
     with quantize_in_float32(model, E3M4_OPERANDS, head=None) as q:
         model[0].forward = lambda x: functional.linear(x, model[0].weight)
         model(x).sum().backward()
+        model.zero_grad()
         with pytest.warns(RuntimeWarning, match=r"layer 0 \(Linear\).* it never ran"):
             model(x)
         assert [row.why_not for row in q.coverage().rows] == ["it never ran", ""]
