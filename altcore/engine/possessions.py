@@ -64,8 +64,8 @@ def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> It
             yield TensorValue(f"the gradient of {name}", p.grad, by_value=by_value)
         yield from _hooks(f"the hooks of weight {name}", p, by_value)
     for name, b in run.model.named_buffers():
-        # A probe writes to them, and puts them back.
-        yield TensorValue(f"buffer {name}", b, by_value=True, trusts_version=not by_value)
+        # A probe writes to them, and puts them back; batch norms of torch write past the version.
+        yield TensorValue(f"buffer {name}", b, by_value=True)
     yield from _of_optimizer(run, by_value)
     yield from _of_quantization(run.quantization, by_value)
 

@@ -166,10 +166,8 @@ class TensorValue:
 
     of_pass = False
 
-    def __init__(
-        self, label: str, tensor: Tensor, *, by_value: bool, trusts_version: bool = False
-    ) -> None:
-        self.label, self._tensor, self._trusts_version = label, tensor, trusts_version
+    def __init__(self, label: str, tensor: Tensor, *, by_value: bool) -> None:
+        self.label, self._tensor = label, tensor
         self._memory = tensor.detach()
         self._counter = None
         if by_value and not tensor.is_inference():
@@ -186,8 +184,6 @@ class TensorValue:
         now, before = self._now(), self._facts
         if self._copy is None or now[1:] != before[1:]:
             return now != before
-        if self._trusts_version and now == before:
-            return False
         return not same_bits(self._copy, self._tensor.detach())
 
     def put_back(self) -> bool:

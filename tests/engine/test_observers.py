@@ -910,11 +910,22 @@ def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):
 def test_a_buffer_that_is_as_it_was_is_no_trespass():
     """A probe lets a batch norm write to its buffers, and puts their values back."""
     buffer = torch.zeros(3)
-    before = TensorValue("buffer", buffer, by_value=True, trusts_version=True)
+    before = TensorValue("buffer", buffer, by_value=True)
     buffer.add_(1)
     assert before.is_changed()
     buffer.data.copy_(torch.zeros(3))
     assert not before.is_changed()
+
+
+def test_statistics_that_torch_writes_past_their_version_are_found():
+    """A batch norm's, as of a diagnostic that runs the model in training mode."""
+    norm = torch.nn.BatchNorm1d(3)
+    before = [TensorValue("buffer", b, by_value=True) for b in norm.buffers()]
+    version = norm.running_mean._version
+    norm(torch.randn(4, 3))
+    assert norm.running_mean._version == version
+    assert all(value.is_changed() and value.put_back() for value in before)
+    assert [b.tolist() for b in norm.buffers()] == [[0, 0, 0], [1, 1, 1], 0]
 
 
 @pytest.mark.parametrize("shape", ["column", "expanded"])
