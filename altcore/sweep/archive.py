@@ -13,7 +13,13 @@ from pathlib import Path
 from attrs import frozen
 
 from altcore import durable
-from altcore.runs import CHECKPOINTS
+from altcore.runs import (
+    CHECKPOINTS,
+    RUN_ID,
+    list_checkpoints,
+    missing_checkpoints,
+    run_id_of,
+)
 from altcore.sweep.audit import audit
 from altcore.sweep.changes import changes_since
 from altcore.sweep.job import Job
@@ -57,11 +63,12 @@ def collect(sweep: SweepFile, ledger: Ledger, out: Path, *, checkpoints: bool = 
 
     The long lists of these jobs are beside them, under ``tables``.
 
-    A run that is not what was accepted is left out. The same runs make the same archive, byte for
-    byte. It is there whole or not at all. ``SWEEP_archives.json`` names the archives with their
-    digests, the jobs without a result, and those that the sweep file does not ask for. An archive
-    that was written before is removed if the sweep has no such variant any more; if it has, the
-    archive may be the only copy of its runs.
+    A run that is not what was accepted is left out, and so is one whose checkpoints are asked for
+    and are gone or another run's. The same runs make the same archive, byte for byte. It is there
+    whole or not at all. ``SWEEP_archives.json`` names the archives with their digests, the jobs
+    without a result, and those that the sweep file does not ask for. An archive that was written
+    before is removed if the sweep has no such variant any more; if it has, the archive may be the
+    only copy of its runs.
 
     Args:
         sweep: the sweep's file.
@@ -73,6 +80,9 @@ def collect(sweep: SweepFile, ledger: Ledger, out: Path, *, checkpoints: bool = 
         durable.make_folder(out)
     found, plan = audit(ledger), changes_since(sweep, ledger)
     completed = {row.name for row in found.rows if row.state is State.COMPLETED}
+    every_problem = {n: _checkpoint_problem(ledger.run_of(n)) for n in completed if checkpoints}
+    unsound = {name: problem for name, problem in every_problem.items() if problem}
+    completed -= unsound.keys()
     by_variant: dict[str, list[Job]] = {}
     every = ledger.jobs()
     for job in every:
@@ -104,12 +114,23 @@ def collect(sweep: SweepFile, ledger: Ledger, out: Path, *, checkpoints: bool = 
         made[path] = len(jobs)
     return Collected(
         archives=made,
-        left_out=found.damaged,
+        left_out={**found.damaged, **unsound},
         lacking=lacking_told(lacking, len(completed)),
         unasked=plan.told_unasked,
         earlier=[out / file for file in there if out / file not in made],
         others=others,
     )
+
+
+def _checkpoint_problem(run: Path) -> str:
+    """Return which checkpoint of a run is gone, or another one's; no weights are read."""
+    folder, own = run / CHECKPOINTS, run_id_of(run)
+    if not folder.is_dir():
+        return f"{folder} is gone"
+    foreign = [x.path for x in list_checkpoints(folder) if x.manifest[RUN_ID] != own]
+    if foreign:
+        return f"{foreign[0]} is of another run"
+    return next(iter(missing_checkpoints(run).values()), "")
 
 
 def _write(path: Path, ledger: Ledger, jobs: list[Job], *, checkpoints: bool) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import tarfile
 
 import pytest
@@ -13,6 +14,7 @@ from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs import contents
 from altcore.sweep import SweepFile, collect, export, open_sweep, save_sweep
+from altcore.sweep.archive import _checkpoint_problem
 
 KEYS = {
     "variants": {"base": {}, "pure": {"recipe": "pure", "format": "E5M2"}},
@@ -249,7 +251,9 @@ def archived(path):
 def test_archives_by_variant(ledger, tmp_path):
     """Of accepted runs, with the jobs' files, the same bytes each time; no link is followed."""
     run = ledger.run_of("base-seed42")
-    (run / "checkpoints").mkdir()
+    for job in ledger.jobs():
+        if ledger.run_of(job.name).is_dir():
+            (ledger.run_of(job.name) / "checkpoints").mkdir()
     (run / "checkpoints" / "weights").write_text("x")
     (run / "outside").symlink_to(tmp_path)
     (run / ".lock").touch()
@@ -268,6 +272,29 @@ def test_archives_by_variant(ledger, tmp_path):
     with_weights = collect(asked, ledger, tmp_path / "one", checkpoints=True).archives
     assert "base/base-seed42/checkpoints/weights" in archived(next(iter(with_weights)))
     assert not list((tmp_path / "one").glob(".*"))
+
+
+def test_archives_lack_runs_without_their_checkpoints(ledger, tmp_path):
+    """If checkpoints are asked for; each such run is named."""
+    for job in ledger.jobs():
+        if ledger.run_of(job.name).is_dir() and job.name != "pure-seed42":
+            (ledger.run_of(job.name) / "checkpoints").mkdir()
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    made = collect(asked, ledger, tmp_path / "out", checkpoints=True)
+    assert {path.name: count for path, count in made.archives.items()} == {"base.tar.gz": 3}
+    assert made.left_out["pure-seed42"].endswith("checkpoints is gone")
+    assert not collect(asked, ledger, tmp_path / "out").left_out
+
+
+def test_checkpoints_of_another_run_are_named(start):
+    """As if two runs' folders of them had been exchanged; or the best one is gone."""
+    a, b = (start(name=name, max_steps=1).run_directory for name in "ab")
+    assert _checkpoint_problem(a) == ""
+    shutil.rmtree(a / "checkpoints" / "step-00000001")
+    assert "step-00000001 is missing" in _checkpoint_problem(a)
+    shutil.rmtree(a / "checkpoints")
+    (b / "checkpoints").rename(a / "checkpoints")
+    assert _checkpoint_problem(a).endswith("step-00000000 is of another run")
 
 
 def test_the_commands(ledger, capsys):
