@@ -385,9 +385,8 @@ class Engine:
             self.directory.open_logs()
             for kind, data in self.openings:
                 run.emit(kind, **data)
-            for remark in self.remarks:
-                if run.quantization.context.is_news(remark):  # a resumed run told it before
-                    run.emit("warning", message=remark)
+            for remark in filter(run.quantization.context.is_news, self.remarks):
+                run.emit("warning", message=remark)  # a resumed run told the others before
         if run.step == 0:
             self.evaluating.evaluate_start()
             self.saving.save()

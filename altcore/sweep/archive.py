@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -80,8 +80,7 @@ def collect(sweep: SweepFile, ledger: Ledger, out: Path, *, checkpoints: bool = 
         durable.make_folder(out)
     found, plan = audit(ledger), changes_since(sweep, ledger)
     completed = {row.name for row in found.rows if row.state is State.COMPLETED}
-    every_problem = {n: _checkpoint_problem(ledger.run_of(n)) for n in completed if checkpoints}
-    unsound = {name: problem for name, problem in every_problem.items() if problem}
+    unsound = _without_checkpoints(ledger, completed) if checkpoints else {}
     completed -= unsound.keys()
     by_variant: dict[str, list[Job]] = {}
     every = ledger.jobs()
@@ -120,6 +119,12 @@ def collect(sweep: SweepFile, ledger: Ledger, out: Path, *, checkpoints: bool = 
         earlier=[out / file for file in there if out / file not in made],
         others=others,
     )
+
+
+def _without_checkpoints(ledger: Ledger, names: Iterable[str]) -> dict[str, str]:
+    """Return the jobs of which a run's own checkpoints are not there, and what is wrong."""
+    told = {name: _checkpoint_problem(ledger.run_of(name)) for name in sorted(names)}
+    return {name: problem for name, problem in told.items() if problem}
 
 
 def _checkpoint_problem(run: Path) -> str:
