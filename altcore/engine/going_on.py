@@ -345,9 +345,14 @@ def _edited_length(run: Path, before: Mapping[str, Any], config: TrainConfig) ->
 def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:
     """Raise `InvalidCheckpoint` for what is refused, if a copy of the run wrote the checkpoint.
 
-    It has the run's id, and another checkpoint has its record.
+    It has the run's id, and another checkpoint has its record and what it was. One that was what
+    this one was would be refused, too: then it is the record that was changed.
     """
-    if found.path != restorable(run)[0] and not has_record_of(run, found.manifest):
+    own, manifest = restorable(run)
+    if own == found.path or has_record_of(run, found.manifest):
+        return
+    parted = compare(manifest["identity"], found.manifest["identity"])
+    if any(change.is_decisive for change in parted):
         problem = f"checkpoint {found.path} is of a copy of this run, which has another record"
         raise InvalidCheckpoint(f"{problem}: {error}") from error
 

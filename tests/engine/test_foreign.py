@@ -90,6 +90,17 @@ def test_a_checkpoint_of_a_copy_of_the_run_is_not_used(start, runs, capsys):
     assert events(runs / "r", "resume")[0]["checkpoint"] == "step-00000002"
 
 
+def test_a_changed_line_makes_no_copy_of_a_run(start, runs):
+    """Its checkpoints are all as it was: what is refused is the other learning rate alone."""
+    shutil.rmtree(runs / "r/checkpoints/step-00000004")
+    log = runs / "r/metrics.jsonl"
+    log.write_text(log.read_text().replace('"loss": ', '"loss": 1', 1))
+    told = r"learning_rate was 0\.01 and is 0\.5"
+    with capture_logs() as logs, pytest.raises(BadInput, match=told):
+        start.resume("r", max_steps=6, learning_rate=0.5)
+    assert not any("copy" in x.get("error", "") for x in logs)
+
+
 def test_restoring_is_offered_where_it_helps(start, runs, capsys):
     """Not without a checkpoint."""
     (runs / "r/config.yaml").write_text("")
