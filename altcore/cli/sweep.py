@@ -98,6 +98,8 @@ def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **gi
     for names, what in ((changes.changed, "changed"), (changes.removed, "removed")):
         if names:
             say(f"{what} since {ledger.folder} was begun: {', '.join(names)}", "warning")
+    if changes.told_change:
+        say(f"in {changes.changed[0]}, {changes.told_change}", "warning")
     for problem in changes.damaged:
         say(problem, "warning")
 

@@ -67,14 +67,15 @@ def differing(run: Path, config: Mapping[str, Any], changed: Mapping[str, Any]) 
 
     Raises `BadInput` if its config.yaml cannot be read.
     """
-    own, asked = _flat(read_configuration(run)), {**_flat(config), **changed}
+    own, asked = flat(read_configuration(run)), {**flat(config), **changed}
     # Of a length in epochs, a job leaves the steps to be counted.
     left_out = {*RECORDED, *(set(IN_STEPS.values()) - set(asked))}
     keys = dict.fromkeys([*asked, *own])
     return {k: own.get(k) for k in keys if k not in left_out and own.get(k) != asked.get(k)}
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a plain configuration by their dotted keys."""
     own = {key: value for key, value in config.items() if key != "settings"}
     for owner, settings in config.get("settings", {}).items():
         own |= {f"{owner}.{key}": value for key, value in settings.items()}

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from attrs import frozen
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
+from altcore.sweep.acceptance import flat
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.expand import check_nothing, jobs_of, planned
 from altcore.sweep.job import Job
@@ -26,6 +27,8 @@ class Changes:
     added: Sequence[Job]
     changed: Sequence[str]
     """Names of jobs that would be other runs now."""
+    told_change: str = ""
+    """What is other in the first of these."""
     removed: Sequence[str]
     """Names of jobs that the file no longer asks for."""
     reordered: Sequence[Job] = ()
@@ -66,9 +69,11 @@ def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
     jobs_known, damaged = ledger.read_jobs()
     known = {job.name: job for job in jobs_known}
     both = {name: job for name, job in asked.items() if name in known}
+    changed = [n for n, job in both.items() if known[n].digest != job.digest]
     return Changes(
         added=[job for name, job in asked.items() if name not in known and name not in damaged],
-        changed=[n for n, job in both.items() if known[n].digest != job.digest],
+        changed=changed,
+        told_change=_difference(known[changed[0]], asked[changed[0]]) if changed else "",
         removed=[name for name in known if name not in asked],
         reordered=[job for n, job in both.items() if known[n].priority != job.priority],
         damaged=list(damaged.values()),
@@ -111,8 +116,11 @@ def bring_up_to_date(
     changes = changes_of(ledger, jobs)
     if not accept and (changes.changed or changes.removed):
         told = [
-            f"{len(names)} {what}: {_named(names)}"
-            for what, names in (("changed", changes.changed), ("removed", changes.removed))
+            f"{len(names)} {what}: {_named(names)}{f' ({how})' if how else ''}"
+            for what, names, how in (
+                ("changed", changes.changed, changes.told_change),
+                ("removed", changes.removed, ""),
+            )
             if names
         ]
         raise BadInput(
@@ -128,6 +136,15 @@ def bring_up_to_date(
     for job in changes.reordered:
         ledger.give_priority(job)
     return changes
+
+
+def _difference(before: Job, now: Job) -> str:
+    """Return the keys of two jobs that are not the same, with both values."""
+    old, new = ({**flat(job.config), **job.identity, **job.factors} for job in (before, now))
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    told = [f"{key} was {shown(old.get(key))} and is {shown(new.get(key))}" for key in keys]
+    more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    return f"{'; '.join(told[:SHOWN])}{more}"
 
 
 def _named(names: Sequence[str]) -> str:

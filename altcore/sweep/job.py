@@ -91,4 +91,9 @@ class Job:
 
 
 def _digest_of(told: Mapping[str, Any]) -> str:
-    return digest({key: value for key, value in told.items() if key != "priority"})
+    # A grid's 1 and 1.0 are one value: the configuration has what becomes of either.
+    factors = {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in told.get("factors", {}).items()
+    }
+    return digest({k: v for k, v in {**told, "factors": factors}.items() if k != "priority"})

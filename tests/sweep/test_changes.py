@@ -61,6 +61,22 @@ def test_the_refusal_says_what_would_be_lost(tmp_path, what, told):
         ledger_of(tmp_path, base={"gpt.size": "tiny", "max_steps": 7}, seeds=2)
 
 
+def test_the_refusal_names_the_keys_with_both_values(tmp_path):
+    keys = {"grid": {"learning_rate": [0.5, 2]}, "seeds": 2}
+    ledger_of(tmp_path, **keys)
+    told = r"4 changed: base-learning_rate0\.5-seed42, .* \(max_steps was 6 and is 7\)"
+    with pytest.raises(BadInput, match=told):
+        ledger_of(tmp_path, **keys, base={"gpt.size": "tiny", "max_steps": 7})
+
+
+def test_a_whole_number_of_a_grid_may_be_written_with_or_without_a_point(tmp_path):
+    """It names the same jobs, and these are the same runs."""
+    ledger = ledger_of(tmp_path, grid={"learning_rate": [0.5, 1.0]})
+    names = ["base-learning_rate0.5-seed42", "base-learning_rate1-seed42"]
+    assert ledger.names() == names
+    assert ledger_of(tmp_path, grid={"learning_rate": [0.5, 1]}).names() == names
+
+
 @pytest.fixture
 def done(tmp_path):
     """Two completed jobs, whose base keys are in a file of their own."""
