@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
+from attrs import asdict
 from torch.distributed.distributed_c10d import Store
 
 from altcore.errors import LostRank, text_of
+from altcore.processes import Process, this_process
 
 HINT = "; --resume goes on from the last checkpoint"
 CLOSED = "Application timeout caused pair closure"
@@ -21,18 +25,21 @@ PATIENCE = timedelta(seconds=5)
 """For the word of a rank that was there a moment ago."""
 
 
+def tell_process(store: Store, rank: int) -> None:
+    """Keep which process a rank is."""
+    store.set(f"process/{rank}", json.dumps(asdict(this_process())))
+
+
 def tell_error(store: Store, rank: int, error: BaseException) -> None:
     """Keep the error with which a rank leaves."""
     with suppress(RuntimeError):  # whoever holds the store is gone
         store.set(f"error/{rank}", f"{type(error).__name__}: {text_of(error)}")
 
 
-def told_errors(store: Store, rank: int, world_size: int) -> Iterator[str]:
-    """Yield the errors of the others."""
-    with suppress(RuntimeError):  # whoever holds the store is gone
-        for other in range(world_size):
-            if other != rank and store.check([f"error/{other}"]):
-                yield f"rank {other} failed: {store.get(f'error/{other}').decode()}"
+def told_errors(store: Store, rank: int, world_size: int) -> list[str]:
+    """Return the errors of the others."""
+    told = _of_others("error", store, rank, world_size)
+    return [f"rank {other} failed: {error}" for other, error in told]
 
 
 def tell_end(store: Store, rank: int, error: str | None) -> None:
@@ -41,17 +48,19 @@ def tell_end(store: Store, rank: int, error: str | None) -> None:
         store.set(f"end/{rank}", error or "")
 
 
-def told_ends(store: Store, rank: int, world_size: int, lost: LostRank) -> Iterator[str]:
-    """Yield the errors that the others met at their end: ``lost`` for one that came to none."""
+def told_ends(store: Store, rank: int, world_size: int, lost: LostRank) -> list[str]:
+    """Return the errors that the others met at their end: ``lost`` for one that came to none."""
+    told = []
     for other in range(world_size):
         if other != rank:
             try:
                 store.wait([f"end/{other}"], PATIENCE)
                 error = store.get(f"end/{other}").decode()
             except RuntimeError:
-                yield str(lost)
+                told.append(str(lost))
             else:
-                yield from [f"rank {other} failed: {error}"] if error else ()
+                told += [f"rank {other} failed: {error}"] if error else []
+    return told
 
 
 def is_of_messages(error: RuntimeError) -> bool:
@@ -60,11 +69,43 @@ def is_of_messages(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in text or CLOSED in text
 
 
-def lost_rank(told: Sequence[str], error: RuntimeError) -> LostRank:
-    """Return the error of a run that lost a rank, from the others' errors and the message's."""
+def lost_rank_named(store: Store, rank: int, world_size: int, error: RuntimeError) -> LostRank:
+    """Return `lost_rank` with what the store has of the others."""
+    told = told_errors(store, rank, world_size)
+    processes = {
+        other: Process(**json.loads(process))
+        for other, process in _of_others("process", store, rank, world_size)
+    }
+    # The connections of a process are closed before it is seen to have ended.
+    for _ in range(10):
+        gone = [f"rank {other} (process {p.pid})" for other, p in processes.items() if p.is_gone()]
+        if told or gone:
+            break
+        time.sleep(0.1)
+    return lost_rank(error, told, gone)
+
+
+def _of_others(key: str, store: Store, rank: int, world_size: int) -> Iterator[tuple[int, str]]:
+    """Yield the other ranks that have told something, and that."""
+    with suppress(RuntimeError):  # whoever holds the store is gone
+        for other in range(world_size):
+            if other != rank and store.check([f"{key}/{other}"]):
+                yield other, store.get(f"{key}/{other}").decode()
+
+
+def lost_rank(error: RuntimeError, told: Sequence[str] = (), gone: Sequence[str] = ()) -> LostRank:
+    """Return the error of a run that lost a rank.
+
+    Args:
+        error: that of the message.
+        told: the errors of the others.
+        gone: the others whose processes have ended, as far as this machine sees them.
+    """
     short = _short(error)
-    what = "does not answer" if "Timed out" in short or CLOSED in short else "is gone"
-    why = "; ".join(told) or f"another process of the run {what}: {short}"
+    is_late = not gone and ("Timed out" in short or CLOSED in short)
+    what = "does not answer" if is_late else "are gone" if len(gone) > 1 else "is gone"
+    who = " and ".join(gone) or "another process of the run"
+    why = "; ".join(told) or f"{who} {what}: {short}"
     return LostRank(f"{why.removesuffix(HINT)}{HINT}")
 
 

@@ -93,12 +93,14 @@ class TorchrunRanks(Ranks):
                 torch.cuda.set_device(own)
             backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
             with not_waiting(), _told_while_waiting(), self.lost_named():
-                common, rank, world_size = next(iter(rendezvous("env://")))
+                common, self.rank, self.world_size = next(iter(rendezvous("env://")))
                 self.store = PrefixStore(f"altcore/{_attempt()}/{next(_NUMBERS)}", common)
+                lost_ranks.tell_process(self.store, self.rank)
                 limit = None if timeout is None else timedelta(seconds=timeout)
-                known = {"store": self.store, "rank": rank, "world_size": world_size}
-                dist.init_process_group(backend, timeout=limit, **known)
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+                known: Mapping[str, Any] = {"rank": self.rank, "world_size": self.world_size}
+                dist.init_process_group(backend, timeout=limit, store=self.store, **known)
+        else:
+            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.parallel: DistributedDataParallel | None = None
         self.drawn: list[Drawn] = []
         """The micro-batches that the ranks did not compare yet."""
@@ -294,7 +296,8 @@ class TorchrunRanks(Ranks):
             if self.rank:  # rank 0 writes how the run ended
                 return [], [broken]
             known = (self.store, self.rank, self.world_size)
-            return self._told() or [*lost_ranks.told_ends(*known, lost)], [broken]
+            told = lost_ranks.told_errors(*known) or lost_ranks.told_ends(*known, lost)
+            return told, [broken]
 
     def check_replicas(self, model: nn.Module) -> None:
         """Compare the sum of each weight's and each buffer's bits."""
@@ -339,7 +342,9 @@ class TorchrunRanks(Ranks):
         except RuntimeError as error:
             if not lost_ranks.is_of_messages(error):
                 raise
-            lost = lost_ranks.lost_rank(self._told(), error)
+            lost = lost_ranks.lost_rank(error)
+            if self.store is not None:
+                lost = lost_ranks.lost_rank_named(self.store, self.rank, self.world_size, error)
             raise lost from None  # it says what of the other is of use
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
@@ -365,12 +370,6 @@ class TorchrunRanks(Ranks):
         self.parallel = None  # it holds the connections, too
         if self.is_own_group and dist.is_initialized():
             dist.destroy_process_group()
-
-    def _told(self) -> list[str]:
-        """Return the errors of the others."""
-        if self.store is None:
-            return []
-        return [*lost_ranks.told_errors(self.store, self.rank, self.world_size)]
 
 
 def _take(own: Mapping[str, Tensor]) -> None:

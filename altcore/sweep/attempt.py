@@ -30,9 +30,9 @@ from attrs.validators import instance_of
 
 from altcore import durable
 from altcore.errors import BadInput, NoSpace, UnreadableFile
+from altcore.processes import Process, this_process
 from altcore.sweep.carry_on import copy_place, newest_step
 from altcore.sweep.exits import LOST, Exit
-from altcore.sweep.processes import Process, this_process
 from altcore.sweep.records import number, read_record, record_text
 
 ATTEMPTS = "attempts"

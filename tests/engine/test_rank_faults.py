@@ -309,9 +309,8 @@ def killed(rank, folder, corpus):
     os.environ["KILL_RANK_1"] = "1"
     engine = starter(rank, folder, corpus).engine(["fault"], name="killed", **KEYS)
     began = time.monotonic()
-    with pytest.raises(
-        LostRank, match=r"^another process of the run is gone: .*; --resume"
-    ) as lost:
+    told = r"^rank 1 \(process \d+\) is gone: .*; --resume"
+    with pytest.raises(LostRank, match=told) as lost:
         engine.train()
     assert "".join(traceback.format_exception(lost.value)).count("Traceback") == 1, "not gloo's"
     assert time.monotonic() - began < 30

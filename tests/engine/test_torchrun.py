@@ -69,12 +69,12 @@ def test_what_does_not_answer_is_not_called_gone():
     """And an error that another rank told of has one hint."""
     hint = "; --resume goes on from the last checkpoint"
     late = "Timed out waiting 8ms for recv"
-    told = str(lost_rank([], RuntimeError(f"[x.cc:7] {late}. This is gloo")))
+    told = str(lost_rank(RuntimeError(f"[x.cc:7] {late}. This is gloo")))
     assert told == f"another process of the run does not answer: {late}{hint}"
     closed = RuntimeError("Application timeout caused pair closure")
     assert is_of_messages(closed)
-    assert "does not answer" in str(lost_rank([], closed))
-    told = str(lost_rank([f"rank 1 failed: LostRank: {told}"], RuntimeError()))
+    assert "does not answer" in str(lost_rank(closed))
+    told = str(lost_rank(RuntimeError(), [f"rank 1 failed: LostRank: {told}"]))
     assert told.count(hint) == 1
 
 

@@ -18,10 +18,10 @@ from helpers_sweep_faults import bits_of, check_complete, started, toy, work
 
 from altcore.errors import NoSpace
 from altcore.plugin import hookimpl, setting
+from altcore.processes import this_process
 from altcore.runs import METRICS, read_json
 from altcore.signals import handle_signals, handling_signals
 from altcore.sweep import Ledger, State, SweepFile, Watch, jobs_of, worker
-from altcore.sweep.processes import this_process
 from altcore.yaml_files import read_mapping
 
 STEP = 2

@@ -180,7 +180,7 @@ def test_the_limits_of_workers_side_by_side(tmp_path, monkeypatch):
     """The memory of all of them is added up, and a step compared with that of one alone."""
     ledger = ledger_of(tmp_path, seeds=3)
     told = iter((11, 12))
-    monkeypatch.setattr("altcore.sweep.processes.os.getpid", lambda: next(told, 13))
+    monkeypatch.setattr("altcore.processes.os.getpid", lambda: next(told, 13))
     one, other, third = ledger.jobs()
     for job, step_time in ((one, 20.0), (other, 40.0)):
         complete(ledger, job)

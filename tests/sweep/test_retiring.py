@@ -10,9 +10,9 @@ from attrs import evolve
 from helpers_sweeps import complete, ledger_of, record
 
 from altcore.errors import BadInput
+from altcore.processes import Process
 from altcore.sweep import Exit, Ledger, State, Watch, Worker, bring_up_to_date, ledger
 from altcore.sweep.attempt import Attempt
-from altcore.sweep.processes import Process
 
 
 @pytest.fixture

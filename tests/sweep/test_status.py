@@ -82,7 +82,7 @@ def test_a_run_takes_what_its_attempts_took(tmp_path, monkeypatch):
     lost = lease(ledger.folder / "jobs" / job.name, 3, small).attempt
     (lost.folder / "heartbeat").write_text("4")
     with monkeypatch.context() as patch:
-        patch.setattr("altcore.sweep.processes._began", lambda pid: "another")
+        patch.setattr("altcore.processes._began", lambda pid: "another")
         ledger.take(job, Watch(60)).attempt.end(Exit(status="interrupted"))
     complete(ledger, job, changed=small, seconds=5.0)
     assert status(ledger).mean_seconds == 40 + 30 + 5
@@ -96,7 +96,7 @@ def test_a_run_takes_what_its_attempts_took(tmp_path, monkeypatch):
 
 def test_a_worker_that_is_gone_is_no_slot(ledger, monkeypatch):
     """Its job counts as running until somebody takes it over."""
-    monkeypatch.setattr("altcore.sweep.processes._began", lambda pid: "another")
+    monkeypatch.setattr("altcore.processes._began", lambda pid: "another")
     found = status(ledger)
     assert (found.counts["running"], found.lost, found.slots) == (1, 1, 0)
 

@@ -1,4 +1,4 @@
-"""Which process an attempt belongs to, and whether that process still runs.
+"""Which process is which, and whether it still runs.
 
 Two processes are on one host, for this, if each sees the other as it sees itself: the same boot of
 the machine, and the same name spaces of process ids and of clocks, by which a process's start is
