@@ -87,6 +87,15 @@ class Corpus:
         tokens = self.split(name)
         return tokens.numel() * tokens.element_size()
 
+    def validates_training(self) -> bool:
+        """Return whether the splits are equal, as far as 64 evenly spaced blocks of each tell."""
+        size = self.train.numel()
+        if size != self.val.numel():
+            return False
+        starts = range(0, size, max(BLOCK, size // SURVEY_BLOCKS))
+        parts = (slice(start, start + BLOCK) for start in starts)
+        return all(torch.equal(self.train[part], self.val[part]) for part in parts)
+
     def unigram_entropy(self) -> float:
         """Return the entropy of the training split's token frequencies, in nats a token.
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 from altcore.plugin import BadInput, setting
 from altcore_workloads.data import Corpus, check_length, load
 from altcore_workloads.model import GptModel
+from altcore_workloads.splits import SAME_SPLITS
 from altcore_workloads.token_files import BIN_VOCAB, KEY, TYPES, unsigned
 from altcore_workloads.tokens import encode
 
@@ -124,6 +125,7 @@ class Gpt:
             corpus = load(self.data, self.token_type)
             if self.tokenizer is not None:
                 corpus = encode(corpus, self.tokenizer)
+            copied = SAME_SPLITS if corpus.validates_training() else None
         check_length(corpus, shape.block_size)
         vocab_size, notice = _vocabulary(corpus, self.vocab_size)
         _check_ids(corpus, corpus.largest_id, vocab_size)
@@ -134,7 +136,7 @@ class Gpt:
             device=torch.device(device),
             shape=shape,
             vocab_size=vocab_size,
-            notice=notice,
+            notice="; ".join(filter(None, (notice, copied))),
         )
 
     def build_model(self, seed: int, device: torch.device, facts: Mapping[str, Any]) -> nn.Module:
@@ -168,7 +170,7 @@ class BuiltGpt:
     shape: Shape
     vocab_size: int
     notice: str | None = None
-    """A sentence for the user about a setting that was given and is not used."""
+    """For the user: about a setting that was given and is not used, or about the data."""
     item: str = attrs.field(default="tokens", init=False)
     items_per_batch: int = attrs.field(init=False)
     facts: dict[str, str | int | float] = attrs.field(init=False, repr=False)

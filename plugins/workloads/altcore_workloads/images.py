@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from altcore.plugin import BadInput
-from altcore_workloads.splits import entropy, held_out
+from altcore_workloads.splits import SAME_SPLITS, entropy, held_out
 
 KEY = "resnet18-cifar.data"
 HELD_OUT = 5
@@ -66,6 +66,12 @@ class Images:
     preset: Preset
     notice: str | None = None
     """A sentence for the user about what is left out or is not there."""
+
+    @property
+    def told(self) -> str:
+        """Return the notice, and that both splits have the same images if they do."""
+        is_same = torch.equal(self.train.images, self.val.images)
+        return "; ".join(filter(None, (self.notice, is_same and SAME_SPLITS)))
 
     @property
     def channels(self) -> int:

@@ -151,8 +151,8 @@ class BuiltResnet18:
         self.steps_per_epoch = -(-len(self.images.train) // size)
         self.validation_batches = -(-len(self.images.val) // size)
         self.facts = _facts(self.images, self.chosen, self.model)
-        if self.images.notice:
-            self.facts["notice"] = self.images.notice
+        if told := self.images.told:
+            self.facts["notice"] = told
         mean, std = self.images.moments()
         self._mean = torch.tensor(mean, device=self.device)[:, None, None]
         # A channel that is the same everywhere has no deviation to divide by.

@@ -22,6 +22,10 @@ def held_out(keys: Sequence[bytes], one_in: int) -> list[bool]:
     return is_val
 
 
+SAME_SPLITS = "the data that validate are those that train: validation tells nothing of other data"
+"""What is said of two equal splits."""
+
+
 def entropy(counts: Tensor) -> float:
     """Return the entropy of frequencies, in nats an item.
 

@@ -217,6 +217,18 @@ def test_a_nanogpt_folder_brings_its_ids(tmp_path):
     assert x[0].tolist() == (ids * 2)[start : start + 32]
 
 
+def test_validating_what_was_trained_is_told(tmp_path):
+    """Of ids and of text, once at the start and in the summary."""
+    same, most = range(2000), [*range(1999), 7]
+    told = "the data that validate are those that train"
+    assert told in tiny(data=str(bins(tmp_path / "same", same, same))).facts["notice"]
+    assert told not in tiny(data=str(bins(tmp_path / "most", same, most))).facts["notice"]
+    (tmp_path / "texts").mkdir()
+    for name in ("train.txt", "val.txt"):
+        (tmp_path / "texts" / name).write_text(PROSE)
+    assert tiny(data=str(tmp_path / "texts")).facts["notice"].startswith(told)
+
+
 @pytest.mark.parametrize(
     ("largest", "size"), [(64, 128), (127, 128), (50191, 50240), (50250, 50257), (50257, 50304)]
 )

@@ -63,6 +63,13 @@ def test_classes_without_images_are_named(tmp_path):
     assert load(str(mnist(tmp_path / "e"))).notice is None
 
 
+def test_images_that_validate_and_train_are_told(tmp_path):
+    same = {"train_images_idx3_ubyte": idx(noise(30, 28, 28, seed=1))}
+    told = load(str(mnist(tmp_path / "d", **same)), 28).told
+    assert told.startswith("the data that validate are those that train")
+    assert load(str(mnist(tmp_path / "e")), 28).told == ""
+
+
 def without_labels(path):
     folder = mnist(path / "d")
     (folder / "train-labels-idx1-ubyte.gz").unlink()
