@@ -29,8 +29,8 @@ class Boundary:
     observers: ObserverCheck | None = None
     """Looks at what observers change; None for nobody."""
     clock: HookClock = field(factory=HookClock)
-    note_if_closed: Callable[[Plugin, str], None] = field(init=False, default=lambda *_: None)
-    """Called after each call of a plugin: it may have closed the run's files."""
+    note_harm: Callable[[Plugin | None, str], None] = field(init=False, default=lambda *_: None)
+    """Called around each call of a plugin, which may close the run's files or write to them."""
     process: int = field(init=False, factory=os.getpid)
     """The one that trains; a child of it that a plugin forked may not go on."""
     errors: dict[str, str] = field(init=False, factory=dict)
@@ -129,6 +129,7 @@ class Call:
         again = self._entered is not None and self._entered._before is not None
         if self._boundary.observers is not None:
             self._before = self._boundary.observers.before(plugin, doing, run, step, again=again)
+        self._boundary.note_harm(None, "")
         self._token = TELL_LATE.set(lambda error: late.append((plugin, error)))
         self._boundary.clock.enter(plugin, doing)
 
@@ -143,7 +144,7 @@ class Call:
         self._boundary.clock.leave(is_in_step=self._about[3] is not None)
         TELL_LATE.reset(self._token)
         plugin, doing, run, step, undo = self._about
-        self._boundary.note_if_closed(plugin, doing)
+        self._boundary.note_harm(plugin, doing)
         problems = [self._kept.put_back(plugin, doing, run, step, undo)]
         if self._before is not None:
             problems.append(self._before.put_back(is_in_pass=self._watches))

@@ -120,7 +120,7 @@ class Engine:
         about = (self.weights, self.identity, self.initial_weights, self.makers)
         self.saving = Saving(state, self.directory, self.ending, *about)
         self.leaving = Leaving(self.ranks.world_size == 1)
-        self.dispatch.boundary.note_if_closed = self.directory.note_if_closed
+        self.dispatch.boundary.note_harm = self.directory.note_harm
         self.evaluating = Evaluating(state, self.directory, self.saving, self.leaving)
 
     def train_step(self, step: Step) -> None:

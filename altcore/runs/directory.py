@@ -53,7 +53,8 @@ class RunDirectory:
     _run_id: str | None = None
     _harmed: dict[str, str] = field(init=False, factory=dict)
     """What is wrong with .jsonl files, and is told between two steps, where the state is whole."""
-    _closed_by: str = field(init=False, default="")
+    _harmed_by: str | None = field(init=False, default=None)
+    """Who did that: empty if it was no plugin, None if nothing is harmed."""
 
     @classmethod
     def create(cls, config: TrainConfig, root: Path) -> RunDirectory:
@@ -194,17 +195,18 @@ class RunDirectory:
             file, problem = self._harmed.popitem()
             found.setdefault(problem, []).append(str(self.path / file))
         told = "; ".join(f"{', '.join(files)} {problem}" for problem, files in found.items())
-        by, self._closed_by = self._closed_by, ""
+        by, self._harmed_by = self._harmed_by or "", None
         raise LostRecord(f"the run's record is damaged: {told}{by}")
 
-    def note_if_closed(self, who: object, doing: str) -> None:
-        """Note whose code ran when the record was closed, as far as can be told: the error says it.
+    def note_harm(self, who: object, doing: str) -> None:
+        """Note whose code ran when the record was closed or written to: the error says it.
 
-        Called after each call of a plugin, so it only looks for a descriptor.
+        Called before each call of a plugin, of nobody's code, and after it, so it looks no further
+        than at the length.
         """
         for file in self._logs.values():
-            if not file.has_descriptor and not self._closed_by:
-                self._closed_by = f", in {doing} of {who}"
+            if self._harmed_by is None and not file.has_its_length:
+                self._harmed_by = f", in {doing} of {who}" if who else ""
 
     def begin_anew(self, name: str) -> None:
         """Be another directory from now on, a new one beside the one that is lost."""

@@ -66,13 +66,15 @@ class LogFile:
             return False
 
     @property
-    def has_descriptor(self) -> bool:
-        """Whether the descriptor is that of any file: the cheapest sign that nobody closed it."""
+    def has_its_length(self) -> bool:
+        """Whether the file is as long as it was written: the cheapest sign of no harm to it.
+
+        Not if the descriptor was closed.
+        """
         try:
-            os.get_inheritable(self._descriptor)
+            return os.lseek(self._descriptor, 0, os.SEEK_END) == self.length
         except OSError:
             return False
-        return True
 
     @property
     def problem(self) -> str | None:

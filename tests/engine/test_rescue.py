@@ -247,6 +247,44 @@ def test_a_record_that_is_closed_costs_no_step(shelf, start, log, hook):
     assert metrics_bytes(run) == metrics_bytes(plain)
 
 
+def append(path):
+    """Append a line, as somebody who takes the file for their own."""
+    with path.open("a") as file:
+        file.write('{"step": 1, "mine": 0}\n')
+
+
+@pytest.mark.parametrize("harm", [append, cut])
+@pytest.mark.parametrize("is_plugin", [True, False])
+def test_who_writes_into_the_record_is_named_if_it_is_a_plugin(shelf, start, harm, is_plugin):
+    """Not the next plugin that is called after somebody else did."""
+    run, left = start.runs / "r", [harm]
+
+    def act(path):
+        if is_plugin:
+            left and left.pop()(path / "metrics.jsonl")
+
+    acting(shelf, act)
+
+    @define(eq=False)
+    class Watching:
+        @hookimpl
+        def post_step(self, run, step):
+            pass
+
+    shelf.install("diagnostic", "watching", Watching)
+    engine = start.engine(["acts", "watching"], name="r", max_steps=6, checkpoint_interval=2)
+
+    def forward(*_):
+        if not is_plugin and engine.run.step == 1 and left:
+            left.pop()(run / "metrics.jsonl")
+
+    engine.run.model.register_forward_hook(forward)
+    told = r"metrics\.jsonl has \d+ bytes, not the \d+ written"
+    by = r", in pre_step of intervention acts \(.*\)" if is_plugin else ""
+    with pytest.raises(AltcoreError, match=rf"{told}{by}(;|$)"):
+        engine.train()
+
+
 def test_a_plugin_that_closes_every_descriptor_is_named_without_a_traceback(
     shelf, tmp_path, corpus
 ):
