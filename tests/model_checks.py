@@ -31,7 +31,7 @@ class Float32(FloatFormat):
         """Take more bits than a format may have whose codes are listed."""
 
     @property
-    def values(self) -> tuple[float, ...]:
+    def code_values(self) -> tuple[float, ...]:
         """The ends of the format, for those who ask for no more."""
         return -self.max, -self.smallest, 0.0, self.smallest, self.max
 
