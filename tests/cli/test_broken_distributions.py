@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 from helpers import forget_installed
@@ -45,6 +46,11 @@ BROKEN = (
     "no format",
     "clashes",
     "prints",
+)
+
+trains = pytest.mark.skipif(
+    find_spec("triton") is not None,
+    reason="triton, which torch imports with its first optimizer, reads all entry points",
 )
 
 
@@ -159,6 +165,7 @@ def test_plugins_check(capsys):
     assert "format GOOD4 (acme-good4 1.0): ok" in lines
 
 
+@trains
 def test_train(site, tmp_path, corpus):
     """It trains, by a family's format too, and names a few of those that are left out."""
     asked = ("train", *TINY, "--data", corpus, "--steps", "1", "--format", "GOOD4")
@@ -212,6 +219,7 @@ def test_broken_families_are_named_in_the_list(families, capsys):
         assert found.err.count(BROKEN_FAMILIES[name]) == 1
 
 
+@trains
 def test_from_python_those_left_out_are_named_once(site, tmp_path, corpus):
     """As the command names them, by a warning of the first training."""
     code = f"""
