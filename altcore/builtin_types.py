@@ -15,8 +15,8 @@ from typing import Any
 
 NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """JSON has no such numbers: they are written as these words."""
-PLAIN = frozenset({str, int, float, bool, type(None)})
-"""Most values; each line of a record has a dozen."""
+PLAIN = (str, int, float, bool, type(None))
+"""Most values; each line of a record has a dozen. torch 2.8 compiles no set of types."""
 DEEPEST = 100
 """Levels of a configuration or of a state in a checkpoint."""
 

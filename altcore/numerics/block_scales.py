@@ -95,6 +95,11 @@ def _padded(x: Tensor, axis: int, zeros: int) -> Tensor:
     if not (torch.compiler.is_compiling() or zeros):  # which may not be known while compiling
         return x
     after = x.ndim - 1 - axis % x.ndim
+    if not (torch.compiler.is_compiling() or x.numel()):
+        # torch 2.8 pads no axis of a tensor that has another one without elements.
+        shape = [*x.shape]
+        shape[axis] += zeros
+        return x.new_zeros(shape)
     return torch.nn.functional.pad(x, [0, 0] * after + [0, zeros])
 
 

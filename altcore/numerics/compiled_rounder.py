@@ -13,23 +13,21 @@ dtypes, layouts, autocast. If it gives up on one, the torch operations take its 
 from __future__ import annotations
 
 import types
-from functools import cache
 from typing import Any
 
 import torch
 from attrs import define, field
 from torch import Tensor
-from torch.utils import _pytree
 
 from altcore.errors import described
-from altcore.formats import FloatFormat, Format, TableFormat
+from altcore.formats import Format
 from altcore.log import warn
 from altcore.numerics.hashing import key_tensor
 from altcore.numerics.kernels import switched_on
 from altcore.numerics.rules import Rule
 from altcore.numerics.torch_arithmetic import Key, Measured, TorchRounder, rounded
 from altcore.numerics.torch_rounding import goes_by_bits
-from altcore.numerics.tracing import by_identity, is_untraced
+from altcore.numerics.tracing import by_identity, is_untraced, tell_compiler
 
 LONG_TABLE = 2**12
 """The most values of a table that are compiled: torch.compile traces each, for minutes if it has
@@ -75,7 +73,7 @@ class CompiledRounder(TorchRounder):
     """Compiled code by the kind of call; None for torch operations."""
 
     def _new_code(self) -> Any:
-        _tell_compiler()
+        tell_compiler()
 
         def work(*arguments: Any) -> Measured:
             return rounded(self.fmt, self.rule, *arguments)
@@ -165,17 +163,6 @@ def _can_add(device: torch.device) -> bool:
     except Exception:
         return False
     return True
-
-
-@cache
-def _tell_compiler() -> None:
-    """Tell torch that formats never change: before 2.13 it compiles nothing that has others.
-
-    Only where something is compiled: with it torch.func cannot take `jvp` of `jvp` of a rounding.
-    """
-    if torch.__version__ < "2.13" and hasattr(_pytree, "register_constant"):
-        for kind in (FloatFormat, TableFormat):
-            _pytree.register_constant(kind)
 
 
 def _warn(problem: str) -> None:

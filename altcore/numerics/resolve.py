@@ -37,14 +37,16 @@ from altcore.numerics.rounding_constants import (
 )
 from altcore.numerics.rules import Rule, draws
 from altcore.numerics.scaling import scalar
-from altcore.numerics.tracing import constant, is_plain, is_untraced, untraced
+from altcore.numerics.tracing import constant, is_plain, is_untraced, tell_compiler, untraced
 
 Scale = float | Tensor | None
 
 
 def resolve_format(fmt: AnyFormat | str) -> AnyFormat:
     """Return ``fmt`` itself, or the installed format of that name; `BadInput` if unknown."""
-    if isinstance(fmt, Format | BlockFormat):
+    if torch.compiler.is_compiling():
+        tell_compiler()
+    if isinstance(fmt, (Format, BlockFormat)):  # torch 2.8 compiles no union of types
         return fmt
     if not isinstance(fmt, str):
         raise BadInput(f"a format or its name is needed, not {type(fmt).__name__}")
@@ -112,7 +114,7 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
         ends = map(float, torch.aminmax(s)) if is_plain(s) and s.numel() else ()
         number = next((end for end in ends if not 0 < end < math.inf), 1.0)
         s = s.to(x.device)
-    elif isinstance(scale, int | float) and not isinstance(scale, bool):
+    elif isinstance(scale, (int, float)) and not isinstance(scale, bool):
         number = to_double(scale)
         if dtype == torch.float32 and not torch.compiler.is_compiling():
             number = to_single(number)  # compiled, it may be one that changes: a symbol

@@ -13,7 +13,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 from torch.utils._python_dispatch import _disable_current_modes, is_in_torch_dispatch_mode
+
+from altcore.formats import FloatFormat, TableFormat
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +45,17 @@ def untraced(function: Callable[P, T]) -> Callable[P, T]:
 def constant(function: Callable[P, T]) -> Callable[P, T]:
     """Cache an `untraced` function."""
     return untraced(cache(function))
+
+
+@constant
+def tell_compiler() -> None:
+    """Tell torch that formats never change: before 2.13 it compiles nothing that has others.
+
+    Only where something is compiled: with it torch.func cannot take `jvp` of `jvp` of a rounding.
+    """
+    if torch.__version__ < "2.13" and hasattr(_pytree, "register_constant"):
+        for kind in (FloatFormat, TableFormat):
+            _pytree.register_constant(kind)
 
 
 def constant_tensors(function: Callable[P, T]) -> Callable[P, T]:

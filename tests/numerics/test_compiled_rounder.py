@@ -26,6 +26,7 @@ from altcore.numerics import (
 from altcore.numerics.compiled_rounder import CompiledRounder
 from altcore.numerics.torch_arithmetic import PART, TorchBlockRounder, TorchRounder
 from altcore.numerics.torch_rounding import _first_bits
+from altcore.numerics.tracing import tell_compiler
 
 FORMATS = [get_format("E2M1"), E4M3, E5M2, E0M7, E7M0, BF16, FLAT, NF, WIDE]
 RULES = [
@@ -42,7 +43,7 @@ def fresh(monkeypatch):
     monkeypatch.setattr(compiled_rounder, "_compiles", True)
     torch._dynamo.reset()
     yield
-    compiled_rounder._tell_compiler.cache_clear()
+    tell_compiler.__wrapped__.cache_clear()
     for kind in (FloatFormat, TableFormat):
         if _pytree.SUPPORTED_NODES.pop(kind, None):
             _pytree.CONSTANT_NODES.discard(kind)
