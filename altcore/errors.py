@@ -155,6 +155,8 @@ class ConflictingActions(AltcoreError):
 class InvalidCheckpoint(AltcoreError):
     """A checkpoint that is torn, altered, or no state of the run; the one before may serve."""
 
+    exit_code = 2
+
 
 class UnfitState(InvalidCheckpoint):
     """A state whose files are whole, and that does not fit what was built."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from attrs import define, evolve
-from helpers import Starter, text_file
+from helpers import Starter, as_killed, text_file
 from helpers_cli import call
 from helpers_epochs import Points
 from safetensors import safe_open
@@ -200,7 +200,7 @@ def test_an_edited_configuration_is_named(start, tmp_path, edit, said):
     """Of a run that was killed, too, whose summary would have its digest."""
     shutil.copytree(start.runs / "master", tmp_path / "master")
     config = tmp_path / "master/config.yaml"
-    (tmp_path / "master/summary.json").unlink()
+    as_killed(tmp_path / "master")
     with capture_logs() as logs:
         altcore.load("master", "latest", runs_dir=tmp_path)
     assert logs == []

@@ -15,7 +15,7 @@ from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
 from altcore.errors import Interrupted, LostRank, text_of
-from altcore.runs import RUN_ID, SUMMARY, RunDirectory, Summary, step_lines
+from altcore.runs import RUN_ID, SUMMARY, RunDirectory, Summary, kept_checkpoints, step_lines
 from altcore.signals import is_from_signal
 
 
@@ -106,8 +106,10 @@ class Ending:
         return self._made().to_plain()
 
     def _made(self) -> Summary:
-        facts, findings = {**self.facts, RUN_ID: self.directory.run_id}, self.findings
-        return summarize(self.run, self.history, self.status, facts, findings, self.error)
+        kept = kept_checkpoints(self.directory.checkpoints)
+        facts = {**self.facts, RUN_ID: self.directory.run_id, "checkpoints": kept}
+        told = (self.status, facts, self.findings, self.error)
+        return summarize(self.run, self.history, *told)
 
     def write(self, *, is_last: bool = False) -> None:
         """Write summary.json, at once or not at all; at last with the digests of the record."""

@@ -88,7 +88,14 @@ from altcore.runs.manifest import (
     folder_of,
     is_checkpoint,
 )
-from altcore.runs.missing import BEST, LATEST, lost_since, missing_checkpoints, warn_of_missing
+from altcore.runs.missing import (
+    BEST,
+    LATEST,
+    kept_checkpoints,
+    lost_since,
+    missing_checkpoints,
+    warn_of_missing,
+)
 from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.own_checkpoint import has_record_of, restorable
 from altcore.runs.reading import (
@@ -286,6 +293,7 @@ __all__ = [
     "is_being_written",
     "is_checkpoint",
     "is_edited",
+    "kept_checkpoints",
     "last_written",
     "lines_of",
     "list_checkpoints",

@@ -18,6 +18,7 @@ from altcore.log import log
 from altcore.runs.directory import HELD
 from altcore.runs.edited_files import edited
 from altcore.runs.json_lines import read_lines
+from altcore.runs.missing import lost_summary
 from altcore.runs.own_checkpoint import begins_as, newest_manifest
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import changed_summary, records_in
@@ -46,7 +47,8 @@ def altered(run: Path, *files: str, by_size: bool = False, strict: bool = False)
                 keys = edited(run)  # says more than a digest, which sees more
                 found |= {f: keys[f] for f in keys if f in found or source != SUMMARY}
         with suppress(BadInput):
-            found |= {SUMMARY: told} if (told := changed_summary(run)) else {}
+            told = changed_summary(run) or lost_summary(run)
+            found |= {SUMMARY: told} if told else {}
     return found
 
 

@@ -1,4 +1,7 @@
-"""Checkpoints that a run wrote, as its record tells, and that are not there any more."""
+"""What a run wrote, as its record tells, and what is not there any more.
+
+Other files of the record are missed by what recorded them: see `altcore.runs.as_left`.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,35 @@ from altcore.runs.directory import CHECKPOINTS, EVENTS, METRICS
 from altcore.runs.json_lines import read_lines
 from altcore.runs.manifest import REGULAR, folder_of
 from altcore.runs.summary import ENDED, FAILED, read_summary
+from altcore.runs.summary import FILE as SUMMARY
 
 BEST, LATEST = "best", "latest"
 POINTERS = {BEST: pointers.BEST, LATEST: pointers.LAST}
 """The file that names each."""
+TURNS = ("start", "resume", "end")
+"""The events by which one sees whether a run goes on."""
+
+
+def lost_summary(run: Path) -> str | None:
+    """Return that summary.json is gone, if the record tells of an end since the run last began."""
+    file = run / SUMMARY
+    with suppress(BadInput), unreadable_named(file):
+        if not file.exists():
+            turns = [e for e in read_lines(run / EVENTS) if e["event"] in TURNS]
+            if turns and turns[-1]["event"] == "end":
+                mend = f"altcore train --resume {run.name} writes it anew"
+                return f"{file} is missing: the run ended as {turns[-1].get('status')}; {mend}"
+    return None
+
+
+def kept_checkpoints(folder: Path) -> dict[str, str]:
+    """Return the names of the best and of the latest checkpoint that retention left in a folder.
+
+    Which checkpoint was written last, or has the best evaluation in the record, says less: it may
+    have been pruned, or written before that.
+    """
+    found = {role: pointers.pointed_at(folder, file) for role, file in POINTERS.items()}
+    return {role: name for role, name in found.items() if name}
 
 
 def missing_checkpoints(run: Path, *which: str) -> dict[str, str]:
@@ -72,14 +100,9 @@ def _told_of(run: Path) -> dict[int, Path]:
 
 
 def _ended_with(run: Path) -> dict[str, Path]:
-    """Return the best and the latest checkpoint that a run kept when it ended.
-
-    Its last act of retention left the two pointers. Which checkpoint was written last, or has the
-    best evaluation in the record, says less: it may have been pruned, or written before that.
-    """
+    """Return the best and the latest checkpoint that a run kept when it ended."""
     folder = run / CHECKPOINTS
     summary = read_summary(run) if folder.is_dir() else None
     if summary is None or summary.status not in ENDED:
         return {}
-    found = {role: pointers.pointed_at(folder, file) for role, file in POINTERS.items()}
-    return {role: folder / name for role, name in found.items() if name}
+    return {role: folder / name for role, name in summary.checkpoints.items()}

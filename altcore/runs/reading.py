@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from altcore.runs.directory import (
 )
 from altcore.runs.history import finite
 from altcore.runs.json_lines import check_lines, read_lines, sample_lines
+from altcore.runs.missing import lost_summary
 from altcore.runs.own_checkpoint import newest_manifest, restored_by
 from altcore.runs.run_id import RUN_ID, run_id_of
 from altcore.runs.summary import FILE as SUMMARY
@@ -36,8 +38,10 @@ def find_run(name: str, runs_dir: str) -> Path:
         path = Path(runs_dir) / check_name(name, "run")
     except BadInput as error:
         last = Path(str(name)).name
-        if last and (Path(runs_dir) / last).is_dir():
-            error.hint = f"{last} names the run in {runs_dir}"
+        folder = Path(runs_dir) / last
+        if last and folder.is_dir():
+            other = f"{last} names the run in {runs_dir}"
+            error.hint = f"{error.hint}; rename {folder}" if last == name else other
         raise
     with unreadable_named(path):
         check_kinds(path, files=[CONFIG], folders=[])
@@ -127,6 +131,8 @@ def identity_in(path: Path) -> dict[str, Any]:
 
 
 def _so_far(path: Path) -> Summary:
+    if lost := lost_summary(path):
+        _warn_of(lost)
     for file in (METRICS, EVENTS):
         check_lines(path / file)
     lines, events = read_lines(path / METRICS), read_lines(path / EVENTS)
@@ -143,6 +149,11 @@ def _so_far(path: Path) -> Summary:
     except BadInput as error:
         raise BadInput(f"{path / EVENTS} is not the record of a run: {error}") from error
     return made
+
+
+@cache
+def _warn_of(problem: str) -> None:
+    log.warning(problem)
 
 
 def _losses(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:

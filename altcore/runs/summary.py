@@ -99,6 +99,9 @@ class Summary:
         factory=dict, help="the last evaluation: its line of metrics.jsonl"
     )
     best_evaluation: dict[str, Any] = setting(factory=dict, help="the best evaluation, likewise")
+    checkpoints: dict[str, str] = setting(
+        factory=dict, help="the checkpoints that the run ended with as `best` and as `latest`"
+    )
     failure_step: int | None = setting(
         None, help="step of the first collapse, else of the plugin's Stop, else of the error"
     )

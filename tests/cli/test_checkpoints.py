@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 import altcore
 from altcore.errors import AltcoreError
-from altcore.runs import missing_checkpoints
+from altcore.runs import altered, missing_checkpoints, reading
 
 
 @pytest.fixture
@@ -82,6 +82,8 @@ def test_a_checkpoint_that_the_run_ended_with_is_missed(runs, tmp_path, capsys):
     file.unlink()
     lost = run / "checkpoints/step-00000004"
     shutil.rmtree(lost)
+    for pointer in ("best", "last"):  # as `cp -r runs/a/checkpoints/step-*` leaves out
+        (run / "checkpoints" / pointer).unlink()
     for which, several in readers.items():
         told = f"{lost} is missing: the run ended with it as its {which} checkpoint"
         assert all(told in call(capsys, *command).err for command in several)
@@ -93,6 +95,33 @@ def test_a_checkpoint_that_the_run_ended_with_is_missed(runs, tmp_path, capsys):
     assert [x["event"] for x in logs] == [f"{lost} is missing: {RAN_WITH} best checkpoint"]
     shutil.rmtree(run / "checkpoints")  # as a copy that leaves them out
     assert "is missing" not in call(capsys, "runs", "show", *where).err
+
+
+def test_a_summary_that_is_gone_is_missed(runs, capsys):
+    """By all that read it; not while a run goes on, which has none."""
+    where = ("a", "--runs-dir", runs)
+    (runs / "a/summary.json").unlink()
+    told = "summary.json is missing: the run ended as finished; altcore train --resume a writes"
+    readers = (
+        *(("runs", "show", *where), ("runs", "list", *where[1:]), ("runs", "compare", "a", *where)),
+        ("report", "page", *where),
+    )
+    for reader in readers:
+        reading._warn_of.cache_clear()
+        assert told in call(capsys, *reader).err, reader
+    assert "summary.json is missing" in (runs / "a/reports/page.html").read_text()
+    verified = call(capsys, "checkpoints", "verify", *where)
+    assert (verified.code, told in verified.out) == (1, True)
+    reading._warn_of.cache_clear()
+    with capture_logs() as logs:
+        altcore.load("a", runs_dir=runs)
+    assert any(told in x["event"] for x in logs)
+    call(capsys, "train", "--resume", "a", "--set", f"runs_dir={runs}")
+    assert altered(runs / "a") == {}
+    lines = (runs / "a/events.jsonl").read_text()
+    (runs / "a/summary.json").unlink()
+    (runs / "a/events.jsonl").write_text(lines + '{"step": 4, "event": "resume"}\n')
+    assert "summary.json" not in altered(runs / "a")
 
 
 RAN_WITH = "the run ended with it as its"
@@ -172,7 +201,7 @@ def test_no_script_gets_a_damaged_checkpoint(runs, capsys, tmp_path):
     best = call(capsys, "checkpoints", "path", "a", "--runs-dir", tmp_path, "--best").out.strip()
     (Path(best) / "state.pt").write_bytes(b"")
     told = call(capsys, "checkpoints", "path", "a", "--runs-dir", tmp_path, "--best")
-    assert (told.code, told.out) == (1, "")
+    assert (told.code, told.out) == (2, "")
     assert best in told.err
 
 

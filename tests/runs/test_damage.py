@@ -7,7 +7,7 @@ import shutil
 from contextlib import suppress
 
 import pytest
-from helpers import Starter, text_file
+from helpers import Starter, as_killed, text_file
 from helpers_cli import call
 from structlog.testing import capture_logs
 
@@ -206,7 +206,7 @@ def test_the_list_names_a_file_of_another_size(mine, capsys):
 def test_a_record_is_compared_with_the_newest_checkpoint_until_the_run_ends(mine):
     """What a run writes after a checkpoint is not in it."""
     run, _ = mine
-    (run / "summary.json").unlink()
+    as_killed(run)
     with (run / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 3, "loss": 1.0}\n')
     assert not altered(run)
@@ -218,7 +218,7 @@ def test_a_record_is_compared_with_the_newest_checkpoint_until_the_run_ends(mine
 def test_a_file_of_a_killed_run_is_compared_with_its_newest_checkpoint(file, mine, capsys):
     """Which holds the configuration, but no digest of its file."""
     run, where = mine
-    (run / "summary.json").unlink()
+    as_killed(run)
     assert not altered(run)
     text = (run / file).read_text()
     harmed = text.replace("learning_rate: 0.01", "learning_rate: 0.11")
@@ -236,7 +236,7 @@ def test_a_file_of_a_killed_run_is_compared_with_its_newest_checkpoint(file, min
 
 def test_a_setting_that_was_edited_in_a_killed_run_is_named(mine):
     run, _ = mine
-    (run / "summary.json").unlink()
+    as_killed(run)
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("size: tiny", "size: small"))
     assert "gpt.size was tiny and is small" in altered(run)["config.yaml"]
@@ -251,6 +251,9 @@ def test_a_killed_run_that_went_on_otherwise_is_as_it_left_itself(runs, tmp_path
     start.resume("harmed", max_steps=3)
     for path in (run / "summary.json", newest):
         durable.remove(path)
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    assert '"event": "end"' in lines[-1]
+    (run / "events.jsonl").write_text("".join(lines[:-1]))
     assert not altered(run)
 
 

@@ -84,6 +84,14 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert plain["collapses"][0]["reason"] == "nan"
 
 
+def test_a_folder_whose_name_no_run_may_have_is_to_be_renamed(tmp_path):
+    """As a file manager's copy; the rule is told, too."""
+    runs = run_directory(tmp_path, name="base").path.parent
+    (runs / "base").rename(runs / "base (1)")
+    with pytest.raises(BadInput, match=r"is not a name: letters, .*; rename .*base \(1\)$"):
+        find_run("base (1)", str(runs))
+
+
 @pytest.mark.parametrize("given", ["runs/base", "base/", "./base"])
 def test_a_path_in_the_place_of_a_name_is_told_the_name(tmp_path, given):
     """As a shell completes it."""
