@@ -76,6 +76,7 @@ def test_a_clock_waits_for_a_gpu_before_and_after(monkeypatch):
     assert clock(torch.device("cpu")).typical([1.0, 2.0, 9.0]) == 1.0
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="earlier ones take more for the same")
 def test_the_engine_adds_few_operations_to_a_step(monkeypatch, tmp_path):
     """Each is a launch on a GPU; to count does not depend on the machine's load."""
 

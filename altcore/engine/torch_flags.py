@@ -46,6 +46,8 @@ def _default_device() -> str:
 def _set_default_device(name: str) -> None:
     # A default device that is set costs every operation; "cpu" is what there is without one.
     torch.set_default_device(None if name == "cpu" else name)
+    if name == "cpu":  # or torch 2.8 can no longer say which device is the default
+        vars(torch._GLOBAL_DEVICE_CONTEXT).pop("device_context", None)
 
 
 def _flushes_denormal() -> bool:

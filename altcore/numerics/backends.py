@@ -19,6 +19,7 @@ from altcore.numerics.compiled_rounder import can_compile, compiled_rounder
 from altcore.numerics.kernels import kernel_block_rounder, kernel_rounder, reads
 from altcore.numerics.rules import Rule, full_rule
 from altcore.numerics.torch_arithmetic import TorchBlockRounder, TorchRounder
+from altcore.numerics.tracing import tell_compiler
 
 _READ = (*kernels.DTYPES, torch.float16)  # float16 is widened
 
@@ -30,6 +31,8 @@ def rounder_for(x: Tensor, fmt: Format, rule: Rule) -> TorchRounder:
     """
     if reads(x, _READ) and (found := kernel_rounder(fmt, rule)) is not None:
         return found
+    if torch.compiler.is_compiling():
+        tell_compiler()
     rule = full_rule(rule)
     check_rule(fmt, rule)
     check_floating(x)
@@ -43,6 +46,8 @@ def block_rounder_for(x: Tensor, fmt: BlockFormat, rule: Rule) -> TorchBlockRoun
     """
     if reads(x, _READ) and (found := kernel_block_rounder(fmt, rule)) is not None:
         return found
+    if torch.compiler.is_compiling():
+        tell_compiler()
     rule = full_rule(rule)
     check_block_rule(fmt, rule)
     check_floating(x)
