@@ -80,7 +80,10 @@ class SweepFile:
         help="another sweep file, whose keys this one adds to or replaces: a path from this file's "
         "folder, or `PACKAGE:FILE` in an installed package",
     )
-    config: str | None = setting(None, help="a file of configuration keys that every job has")
+    config: str | None = setting(
+        None,
+        help="a file of configuration keys that every job has: a path from the working directory",
+    )
     base: dict[str, Any] = setting(factory=dict, help="configuration keys that every job has")
     variants: dict[str, dict[str, Any]] = setting(
         factory=dict, help="configuration keys by variant: only what differs from the base"
