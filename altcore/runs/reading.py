@@ -131,10 +131,10 @@ def identity_in(path: Path) -> dict[str, Any]:
 
 
 def _so_far(path: Path) -> Summary:
-    if lost := lost_summary(path):
-        _warn_of(lost)
     for file in (METRICS, EVENTS):
         check_lines(path / file)
+    if lost := lost_summary(path):
+        _warn_of(lost)
     lines, events = read_lines(path / METRICS), read_lines(path / EVENTS)
     start = next((e for e in events if e["event"] == "start"), {})
     known = {k: v for k, v in start.items() if k in KEYS}
