@@ -1,8 +1,9 @@
 """Answers of studies, rendered."""
 
 import pytest
-from helpers_studies import compare_answer
+from helpers_studies import compare_answer, explain_answer
 
+from altcore_reporters.study_pages import explanation, method
 from altcore_reporters.study_pages.causes import (
     cause,
     causes,
@@ -10,7 +11,8 @@ from altcore_reporters.study_pages.causes import (
     counterfactuals,
     recommendation,
 )
-from altcore_reporters.study_pages.comparison import comparison, own_settings, validation
+from altcore_reporters.study_pages.comparison import comparison, how, own_settings, validation
+from altcore_reporters.study_pages.comparison import twins as twins_table
 from altcore_reporters.study_pages.document import NO_INTERVAL, Interval, Table
 from altcore_reporters.study_pages.explanation import conclusion, forced_rate
 from altcore_reporters.study_pages.latex import as_latex
@@ -45,6 +47,21 @@ def test_the_headline_is_the_verdict(verdict, words):
         f"{told} By chaos alone, a gap has to be 0.0200 at the least to be detected with a "
         "probability of 80 %; that of the null arm is 0.0000 [-0.0100, 0.0100]."
     )
+
+
+def test_a_null_arm_that_did_not_run_is_not_described():
+    """Nor by the table of the twins."""
+    answer = compare_answer()
+    ran = answer["twins"]
+    without = {name: {k: v for k, v in twin.items() if k != "null"} for name, twin in ran.items()}
+    assert without != ran
+    texts = method.NULL, method.NO_NULL
+    for own, (told, other) in ((ran, texts), (without, texts[::-1])):
+        found = {**answer, "twins": own}
+        answered = {k: v for k, v in explain_answer().items() if k != "null"}
+        answered |= {"null": {}} if own is ran else {}
+        text = str(how(found)) + twins_table(found).note + explanation.how(answered)
+        assert (text.count(told), other in text) == (3, False)
 
 
 def estimate(mean, half=0.1, **more):

@@ -174,7 +174,7 @@ def twins(answer: Answer) -> Table:
     ]
     loss = f"{loss_name(about)} [95 %]"
     head = ("float32 twin", "× lr", loss, "learned", "null arm [95 %]", "detectable gap")
-    note = f"{losses_note(about)} {method.gap(about)} {method.NULL}"
+    note = f"{losses_note(about)} {method.gap(about)} {null_arm(answer)}"
     more = [known(t.get("null")) for t in answer["twins"].values()]
     return Table("twins", "The float32 twins", head, rows, note=note, more=more)
 
@@ -286,7 +286,12 @@ def how(answer: Answer) -> list[str]:
     told.append(f"{chosen(about)} {method.FROZEN} {method.verdicts(about)} {method.OWN_SPREAD}")
     if answer["differences"]:
         told.append(differences_note(answer))
-    return [*told, method.NULL]
+    return [*told, null_arm(answer)]
+
+
+def null_arm(answer: Answer) -> str:
+    """Return what the null arms of the twins are, or that there are none."""
+    return method.null_arm(any("null" in twin for twin in answer["twins"].values()))
 
 
 def own_settings(answer: Answer) -> str:

@@ -136,7 +136,8 @@ def how(answer: Answer) -> str:
     return (
         f"{method.runs(about)} {FIRST} A diverged run counts with the unigram entropy of the "
         "data, or with the first loss of the twin if there is none or the twin is not below it. "
-        f"{chosen}{inner}{later}. {method.FROZEN} {method.verdicts(about)} {method.NULL}"
+        f"{chosen}{inner}{later}. {method.FROZEN} {method.verdicts(about)} "
+        f"{method.null_arm('null' in answer)}"
     )
 
 

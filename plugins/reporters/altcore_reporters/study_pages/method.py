@@ -104,10 +104,16 @@ NULL = (
     "the seeds as the null arm's does. This is the least: what spreads more has to be larger."
 )
 FROZEN = "'frozen' is the gap of a control whose quantized layers keep their first weights."
+NO_NULL = "No null arm ran, so what chaos alone does is not known."
 OWN_SPREAD = (
     "'detectable' is the gap that comes out significant, after the correction, with a probability "
     "of 80 % if it spreads over the seeds as the arm's own does."
 )
+
+
+def null_arm(has_run: bool) -> str:
+    """Return what the null arm is, or that there is none."""
+    return NULL if has_run else NO_NULL
 
 
 def detectable(null: Mapping[str, Any]) -> str:
