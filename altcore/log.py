@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import structlog
@@ -61,6 +62,12 @@ def warn(message: str, stacklevel: int = 1) -> None:
     """
     with suppress(OSError, ValueError):
         warnings.warn(printable(message), RuntimeWarning, stacklevel=stacklevel + 1)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, if this process has not logged the same one before."""
+    log.warning(message)
 
 
 def _printable(about: dict[str, Any]) -> dict[str, Any]:

@@ -69,8 +69,12 @@ def is_of_messages(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in text or CLOSED in text
 
 
-def lost_rank_named(store: Store, rank: int, world_size: int, error: RuntimeError) -> LostRank:
-    """Return `lost_rank` with what the store has of the others."""
+def lost_rank_named(
+    store: Store | None, rank: int, world_size: int, error: RuntimeError
+) -> LostRank:
+    """Return `lost_rank` with what the store, if there is one, has of the others."""
+    if store is None:
+        return lost_rank(error)
     told = told_errors(store, rank, world_size)
     processes = {
         other: Process(**json.loads(process))

@@ -342,10 +342,8 @@ class TorchrunRanks(Ranks):
         except RuntimeError as error:
             if not lost_ranks.is_of_messages(error):
                 raise
-            lost = lost_ranks.lost_rank(error)
-            if self.store is not None:
-                lost = lost_ranks.lost_rank_named(self.store, self.rank, self.world_size, error)
-            raise lost from None  # it says what of the other is of use
+            known = (self.store, self.rank, self.world_size)
+            raise lost_ranks.lost_rank_named(*known, error) from None  # all of use is in it
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Wait until rank 0 has written everything, and end a process group of the run's own."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile
-from altcore.log import log
+from altcore.log import log, warn_once
 from altcore.runs.directory import HELD
 from altcore.runs.edited_files import edited
 from altcore.runs.json_lines import read_lines
@@ -65,7 +65,7 @@ def warn_of_altered(run: Path, *, by_size: bool = False) -> None:
 def lines_of(run: Path, file: str) -> list[dict[str, Any]]:
     """Return the lines of a run's .jsonl file; one that was altered is named, once a process."""
     for problem in altered(run, file).values():
-        _warn_of(problem)
+        warn_once(problem)
     return read_lines(run / file)
 
 
@@ -77,7 +77,7 @@ def _recorded(run: Path) -> tuple[Mapping[str, Mapping[str, Any]], str]:
     try:
         checkpoint, manifest = newest_manifest(run)
     except UnreadableFile as error:
-        _warn_of(f"nobody knows whether the record is as the run left it: {error}")
+        warn_once(f"nobody knows whether the record is as the run left it: {error}")
         return {}, ""
     return manifest.get("logs", {}), checkpoint.name if checkpoint else ""
 
@@ -115,8 +115,3 @@ def _difference(file: Path, recorded: Mapping[str, Any], source: str, by_size: b
 def _is_as_recorded(file: Path, size: int, sha256: str, *_: int) -> bool:
     """Whether a file begins as recorded. Reads an unchanged file only once."""
     return begins_as(file, {"bytes": size, "sha256": sha256})
-
-
-@cache
-def _warn_of(problem: str) -> None:
-    log.warning(problem)

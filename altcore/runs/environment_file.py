@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from altcore.errors import BadInput
-from altcore.log import log
+from altcore.log import warn_once
 from altcore.runs.json_files import read_json
 from altcore.runs.own_checkpoint import has_record_of, restored_by
 from altcore.runs.run_id import FILE, RUN_ID, id_in_environment, manifests_in
@@ -20,16 +19,11 @@ def read_environment(run: Path) -> dict[str, Any]:
     """
     try:
         if not (run / FILE).exists():
-            _warn_of(f"{run / FILE} is missing: {restored_by(run)}")
+            warn_once(f"{run / FILE} is missing: {restored_by(run)}")
         return read_json(run / FILE)
     except BadInput as error:
         error.hint = restored_by(run)
         raise
-
-
-@cache
-def _warn_of(problem: str) -> None:
-    log.warning(problem)
 
 
 def has_environment(run: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from altcore.config import check_name
 from altcore.durable import check_kinds, unreadable_named
 from altcore.errors import BadInput, nearest
 from altcore.hooks import build
-from altcore.log import log
+from altcore.log import log, warn_once
 from altcore.runs.directory import (
     CONFIG,
     EVENTS,
@@ -134,7 +133,7 @@ def _so_far(path: Path) -> Summary:
     for file in (METRICS, EVENTS):
         check_lines(path / file)
     if lost := lost_summary(path):
-        _warn_of(lost)
+        warn_once(lost)
     lines, events = read_lines(path / METRICS), read_lines(path / EVENTS)
     start = next((e for e in events if e["event"] == "start"), {})
     known = {k: v for k, v in start.items() if k in KEYS}
@@ -149,11 +148,6 @@ def _so_far(path: Path) -> Summary:
     except BadInput as error:
         raise BadInput(f"{path / EVENTS} is not the record of a run: {error}") from error
     return made
-
-
-@cache
-def _warn_of(problem: str) -> None:
-    log.warning(problem)
 
 
 def _losses(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +18,7 @@ from altcore.builtin_types import to_json
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile, nearest, shown
 from altcore.hooks import build, setting
-from altcore.log import log
+from altcore.log import warn_once
 from altcore.runs.json_files import DIGEST, is_as_written, read_json, with_digest
 from altcore.runs.run_id import run_id_of
 
@@ -198,7 +197,7 @@ def read_summary(path: Path) -> Summary | None:
     try:
         plain = read_json(file)
         if not is_as_written(plain):
-            _warn_of(_changed(file))
+            warn_once(_changed(file))
         plain = {k: v for k, v in plain.items() if k not in (DIGEST, RECORDS)}
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
@@ -225,11 +224,6 @@ def changed_summary(path: Path) -> str | None:
 
 def _changed(file: Path) -> str:
     return f"{file} was changed since the run ended: it does not match its digest"
-
-
-@cache
-def _warn_of(problem: str) -> None:
-    log.warning(problem)
 
 
 def _check(summary: Summary, run_id: str | None) -> None:

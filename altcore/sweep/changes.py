@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from attrs import frozen
 
-from altcore.errors import BadInput, shown
+from altcore.errors import BadInput
+from altcore.runs import Change
 from altcore.sweep.acceptance import flat
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.expand import check_nothing, jobs_of, planned
@@ -142,7 +143,7 @@ def _difference(before: Job, now: Job) -> str:
     """Return the keys of two jobs that are not the same, with both values."""
     old, new = ({**flat(job.config), **job.identity, **job.factors} for job in (before, now))
     keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    told = [f"{key} was {shown(old.get(key))} and is {shown(new.get(key))}" for key in keys]
+    told = [str(Change("configuration", key, old.get(key), new.get(key))) for key in keys]
     more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
     return f"{'; '.join(told[:SHOWN])}{more}"
 

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 import altcore
 from altcore.errors import AltcoreError
-from altcore.runs import altered, missing_checkpoints, reading
+from altcore.log import warn_once
+from altcore.runs import altered, missing_checkpoints
 
 
 @pytest.fixture
@@ -107,12 +108,12 @@ def test_a_summary_that_is_gone_is_missed(runs, capsys):
         ("report", "page", *where),
     )
     for reader in readers:
-        reading._warn_of.cache_clear()
+        warn_once.cache_clear()
         assert told in call(capsys, *reader).err, reader
     assert "summary.json is missing" in (runs / "a/reports/page.html").read_text()
     verified = call(capsys, "checkpoints", "verify", *where)
     assert (verified.code, told in verified.out) == (1, True)
-    reading._warn_of.cache_clear()
+    warn_once.cache_clear()
     with capture_logs() as logs:
         altcore.load("a", runs_dir=runs)
     assert any(told in x["event"] for x in logs)

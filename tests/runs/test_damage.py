@@ -12,8 +12,8 @@ from helpers_cli import call
 from structlog.testing import capture_logs
 
 from altcore import BadInput, durable, load
-from altcore.runs import altered, summary
-from altcore.runs.environment_file import _warn_of
+from altcore.log import warn_once
+from altcore.runs import altered
 
 FILES = (
     "metrics.jsonl",
@@ -115,7 +115,7 @@ def test_a_lost_environment_is_named_with_the_remedy(runs, tmp_path, capsys, har
     harm(file)
     where = ("--runs-dir", str(tmp_path / "runs"))
     for command in (("runs", "show"), ("runs", "compare", "other"), ("report", "page")):
-        _warn_of.cache_clear()
+        warn_once.cache_clear()
         found = call(capsys, *command, "harmed", *where)
         assert f"{file} is" in found.err
         assert "altcore runs restore harmed writes it anew" in found.message
@@ -164,7 +164,7 @@ def mine(runs, tmp_path):
 
 def said_by(capsys, *words):
     """Return what a command says, as one line, and its exit code."""
-    summary._warn_of.cache_clear()
+    warn_once.cache_clear()
     found = call(capsys, *words)
     return " ".join((found.out + found.err).split()), found.code
 
@@ -182,7 +182,7 @@ def test_a_flipped_digit_of_a_record_is_named(file, mine, capsys):
         said, code = said_by(capsys, *words, "harmed", *where)
         assert said.count(f"{run / file} was changed") == 1, words
         assert code == (1 if words[1] == "verify" else 0)
-    summary._warn_of.cache_clear()
+    warn_once.cache_clear()
     with capture_logs() as logs, suppress(BadInput):  # a path in a configuration may lead nowhere
         load(run)
     assert file == "summary.json" or found[1] in str(logs)

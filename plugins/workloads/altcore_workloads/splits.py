@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+SAME_SPLITS = "the data that validate are those that train: validation tells nothing of other data"
+"""What is said of two equal splits."""
+
 
 def held_out(keys: Sequence[bytes], one_in: int) -> list[bool]:
     """Return for each item whether it validates, about one in so many, by the digest of its key.
@@ -20,10 +23,6 @@ def held_out(keys: Sequence[bytes], one_in: int) -> list[bool]:
         least = min(digests)
         is_val = [digest == least for digest in digests]
     return is_val
-
-
-SAME_SPLITS = "the data that validate are those that train: validation tells nothing of other data"
-"""What is said of two equal splits."""
 
 
 def entropy(counts: Tensor) -> float:
