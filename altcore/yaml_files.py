@@ -1,7 +1,8 @@
 """YAML as altcore reads it: each value knows its line, 6e-4 is a number, no key comes twice.
 
-12:00:00 is a text, as in YAML 1.2: to PyYAML it is the number 43200, and 12:00 is 720. So is 010,
-which is 8 to PyYAML, and 10 to YAML 1.2.
+12:00:00 is a text, as in YAML 1.2: to PyYAML it is the number 43200, and 12:00 is 720. So is
+2026-11-28, a date to PyYAML, which no setting takes. So is 010, which is 8 to PyYAML, and 10 to
+YAML 1.2.
 
 Size, number of values and number of anchors are bounded: a few lines of anchors that stand for one
 another can mean more values than any machine holds.
@@ -208,6 +209,11 @@ for _first in "-+0123456789":
             re.compile(r"[-+]?(\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?|0[\d_]+)$"),
         ),
     )
+    _Loader.yaml_implicit_resolvers[_first] = [
+        one
+        for one in _Loader.yaml_implicit_resolvers[_first]
+        if one[0] != "tag:yaml.org,2002:timestamp"
+    ]
 
 
 def _refused(node: yaml.Node, error: Exception) -> yaml.YAMLError:

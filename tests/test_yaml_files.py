@@ -94,6 +94,13 @@ def test_what_has_colons_or_a_leading_zero_is_text(text):
     assert load_yaml(dump_yaml(text), Source()) == text
 
 
+@pytest.mark.parametrize("text", ["2026-11-28", "2026-11-28T10:00:00Z", "2020-13-45"])
+def test_what_looks_like_a_date_is_text(text):
+    """A good name of a run, which PyYAML makes a date of; it stays text when it is written."""
+    assert load_yaml(text, Source()) == text
+    assert load_yaml(dump_yaml(text), Source()) == text
+
+
 def test_anchors_and_merges_are_plain_yaml():
     """A key that overrides a merged one is not given twice."""
     text = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a}\n"
@@ -108,9 +115,9 @@ def test_any_text_is_yaml_or_bad_input(text):
         load_yaml(text, Source("here"))
 
 
-@pytest.mark.parametrize("text", ["2020-13-45", "0b_", "[" * 500, "a: b: c", "\x07", "!!set 3"])
+@pytest.mark.parametrize("text", ["0b_", "[" * 500, "a: b: c", "\x07", "!!set 3"])
 def test_what_yaml_stumbles_over_is_bad_input(text):
-    """Impossible dates and numbers, and what is nested too deep: the message names where."""
+    """Impossible numbers, and what is nested too deep: the message names where."""
     with pytest.raises(BadInput, match=r"^here.*: not valid YAML: ."):
         load_yaml(text, Source("here"))
 
@@ -120,7 +127,6 @@ def test_what_yaml_stumbles_over_is_bad_input(text):
     [
         ("strict: !!bool abc", "'abc' is neither true nor false"),
         ("label: !!timestamp abc", "'abc' is not a date"),
-        ("label: 2001-13-41", "'2001-13-41' is not a date"),
         ("seed: !!int abc", "'abc' is not a whole number"),
         ("seed: " + "1" * 5000, "has too many digits"),
         ("grad_clip: !!float abc", "'abc' is not a number"),
