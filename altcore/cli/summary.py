@@ -34,12 +34,20 @@ def _written(summary: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
     from altcore.runs import last_written
 
     written = last_written(Path(summary["directory"]))
-    return [] if written is None else [("last written", f"{ago(written, now)} ago")]
+    if written is None:
+        return []
+    time = ago(written, now)
+    said = f"{time[1:]} ahead of this clock" if time.startswith("-") else f"{time} ago"
+    return [("last written", said)]
 
 
 def ago(then: float, now: float) -> str:
-    """Return how long ago something was; a clock that was set back makes no negative time."""
-    return duration(max(0.0, now - then))
+    """Return how long ago something was, with a minus sign if the clock was set back since.
+
+    Clocks of two machines differ a little: what is ahead by less than a minute is now.
+    """
+    past = now - then
+    return f"-{duration(-past)}" if past <= -60 else duration(max(0.0, past))
 
 
 def _curve(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -107,6 +107,14 @@ def test_show_has_the_curve_and_how_long_ago(record, capsys, monkeypatch):
     assert re.search(r"^validation loss  .*\n {23}\S", broken, re.MULTILINE)
 
 
+def test_a_clock_that_was_set_back_is_told(record, capsys):
+    """A run that was written in three hours is not one of just now."""
+    record("mine", [1.0], written=-10800)
+    assert listed(capsys, record)["mine"]["ago"] == "-3.0 h"
+    shown = call(capsys, "runs", "show", "mine", "--runs-dir", record.folder).out
+    assert re.search(r"^last written +3\.0 h ahead of this clock$", shown, re.MULTILINE)
+
+
 def test_show_of_a_run_by_a_clock_that_stood_still(record, capsys):
     """It has no throughput."""
     path = record("mine", [1.0])
