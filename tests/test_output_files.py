@@ -78,3 +78,48 @@ def test_no_rename_takes_the_place_of_a_pipe(rename, tmp_path):
         rename(tmp_path / "new", tmp_path / "out")
     assert (tmp_path / "out").is_fifo()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "out"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Make what altcore knows a run by."""
+    for file in ("checkpoints/a/x.pt", "environment.json", "config.yaml", "reports/page.html"):
+        (tmp_path / "mine" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mine" / file).write_text("as it is")
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["config.yaml", "summary.json", "metrics.jsonl", "checkpoints/x", "checkpoints/step-3/x"],
+)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_record_of_a_run_is_not_written_over(writer, file, run, monkeypatch):
+    """Also by a path from within."""
+    for path in (run / file, Path("..", "mine", file)):
+        monkeypatch.chdir(run)
+        with pytest.raises(
+            BadInput, match=f"is in the record of the run mine: {file.split('/')[0]}"
+        ):
+            WRITERS[writer](path)
+    assert (run / "config.yaml").read_text() == "as it is"
+    assert not list(run.rglob("x"))
+
+
+@pytest.mark.parametrize("file", ["reports/page.svg", "model.yaml", "../config.yaml"])
+def test_what_lies_beside_the_record_of_a_run_is_written(file, run):
+    altcore.save_config(altcore.load_config(), run / file)
+    assert (run / file).is_file()
+
+
+def test_a_link_that_leads_to_itself_is_named(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(BadInput, match="loop/out: cannot be written: Too many levels"):
+        altcore.save_config(altcore.load_config(), tmp_path / "loop/out")
+
+
+def test_a_loop_of_somebody_writes_its_config_again(run):
+    """Beside its checkpoints."""
+    (run / "environment.json").unlink()
+    altcore.save_config(altcore.load_config(), run / "config.yaml")
+    assert (run / "config.yaml").read_text() != "as it is"

@@ -11,7 +11,8 @@ import click
 from altcore.cli.options import AS_JSON, once, print_json
 from altcore.cli.sweep_options import SWEEPS_DIR
 from altcore.cli.terminal import echo, paragraph, say
-from altcore.errors import BadInput
+from altcore.errors import BadInput, keyed
+from altcore.output_files import check_beside_record
 
 SHOWN = 10
 """Jobs that ``verify`` names of each kind, without ``--all``."""
@@ -62,6 +63,8 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Name the folder in the error of one that cannot be made, or written to."""
+    with keyed("--out"):
+        check_beside_record(folder)
     try:
         yield
     except OSError as error:

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from altcore.cli.status import Status
-from altcore.errors import BadInput, PluginError
+from altcore.errors import BadInput, PluginError, keyed
+from altcore.output_files import check_beside_record
 
 
 @contextmanager
 def writing(folder: Path, doing: str) -> Iterator[None]:
     """Make the folder that a reporter writes to; if it cannot, that is told of --out."""
+    with keyed("--out"):
+        check_beside_record(folder)
     try:
         with Status() as status:
             status.now(doing)

@@ -9,21 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from altcore.builtin_types import to_json
 from altcore.durable import no_space_named, replace_text
-from altcore.runs.alike import other_code, other_data, several, unlike_most
-from altcore.runs.as_left import altered, lines_of, warn_of_altered
-from altcore.runs.digests import contents, stamps
-from altcore.runs.directory import (
+from altcore.run_files import (
     CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
     EVENTS,
     METRICS,
+    SUMMARY,
     TIMINGS,
-    RunDirectory,
-    as_name,
-    recipe_label,
-    write_configuration,
 )
+from altcore.runs.alike import other_code, other_data, several, unlike_most
+from altcore.runs.as_left import altered, lines_of, warn_of_altered
+from altcore.runs.digests import contents, stamps
+from altcore.runs.directory import RunDirectory, as_name, recipe_label, write_configuration
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
 from altcore.runs.edited_files import edited
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
@@ -120,7 +118,6 @@ from altcore.runs.summary import (
     Summary,
     has_summary,
 )
-from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary_text import change_line, number, summary_lines
 from altcore.runs.verdict import has_learned, verdict_of
 

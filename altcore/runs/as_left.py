@@ -15,12 +15,11 @@ from typing import Any
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile
 from altcore.log import log, warn_once
-from altcore.runs.directory import HELD
+from altcore.run_files import HELD, SUMMARY
 from altcore.runs.edited_files import edited
 from altcore.runs.json_lines import read_lines
 from altcore.runs.missing import lost_summary
 from altcore.runs.own_checkpoint import begins_as, newest_manifest
-from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import changed_summary, records_in
 
 

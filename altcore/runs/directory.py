@@ -17,23 +17,27 @@ from altcore.config import TrainConfig
 from altcore.errors import BadInput, LostRecord, UnreadableFile
 from altcore.log import log
 from altcore.recipes import takes_format
-from altcore.runs.directory_lock import LOCK, DirectoryLock
+from altcore.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    FILES,
+    FOLDERS,
+    HELD,
+    LOCK,
+    LOGS,
+    METRICS,
+    REPORTS,
+    TIMINGS,
+)
+from altcore.runs.directory_lock import DirectoryLock
 from altcore.runs.held_file import HeldFile, keep_damaged
 from altcore.runs.log_file import LogFile
 from altcore.runs.run_id import new_run_id, run_id_of
 from altcore.yaml_files import SUFFIXES, dump_yaml
 
-METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
-LOGS = (METRICS, EVENTS, TIMINGS)
-CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
-WHOLE_FILES = (CONFIG, ENVIRONMENT, SUMMARY)
-HELD = (CONFIG, ENVIRONMENT)
-"""Those that stay as they are while a run trains."""
 ENCODER = json.JSONEncoder(allow_nan=False)
 """Of lines: `json.dumps` would make one for each."""
-CHECKPOINTS, REPORTS = "checkpoints", "reports"
-FOLDERS, FILES = (CHECKPOINTS, REPORTS), (LOCK, *LOGS, *WHOLE_FILES)
-"""What altcore writes in the directory."""
 
 
 @define(eq=False)

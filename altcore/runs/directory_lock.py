@@ -14,8 +14,8 @@ from attrs import define, frozen
 from altcore import durable
 from altcore.errors import BadInput, LostDirectory
 from altcore.log import log
+from altcore.run_files import LOCK
 
-LOCK = ".lock"
 LOOKS, PAUSE = 5, 0.01
 """How often, and after how many seconds, a lock that somebody else has is tried again."""
 

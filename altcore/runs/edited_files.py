@@ -13,7 +13,7 @@ from typing import Any
 
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput
-from altcore.runs.directory import CONFIG, ENVIRONMENT, EVENTS
+from altcore.run_files import CONFIG, ENVIRONMENT, EVENTS
 from altcore.runs.files_in_settings import by_owner
 from altcore.runs.identity_changes import MOST_TOLD, NAMES, Change
 from altcore.runs.json_files import read_json

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from altcore.runs.directory import METRICS
+from altcore.run_files import METRICS
 from altcore.runs.json_lines import read_lines
 
 Lines = Sequence[Mapping[str, Any]]

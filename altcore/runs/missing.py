@@ -11,12 +11,11 @@ from pathlib import Path
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput
 from altcore.log import log
+from altcore.run_files import CHECKPOINTS, EVENTS, METRICS, SUMMARY
 from altcore.runs import pointers
-from altcore.runs.directory import CHECKPOINTS, EVENTS, METRICS
 from altcore.runs.json_lines import read_lines
 from altcore.runs.manifest import REGULAR, folder_of
 from altcore.runs.summary import ENDED, FAILED, read_summary
-from altcore.runs.summary import FILE as SUMMARY
 
 BEST, LATEST = "best", "latest"
 POINTERS = {BEST: pointers.BEST, LATEST: pointers.LAST}

@@ -13,17 +13,12 @@ from altcore.durable import check_kinds, unreadable_named
 from altcore.errors import BadInput, nearest
 from altcore.hooks import build
 from altcore.log import log, warn_once
-from altcore.runs.directory import (
-    CONFIG,
-    EVENTS,
-    METRICS,
-)
+from altcore.run_files import CONFIG, EVENTS, METRICS, SUMMARY
 from altcore.runs.history import finite
 from altcore.runs.json_lines import check_lines, read_lines, sample_lines
 from altcore.runs.missing import lost_summary
 from altcore.runs.own_checkpoint import newest_manifest, restored_by
 from altcore.runs.run_id import RUN_ID, run_id_of
-from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 from altcore.yaml_files import read_mapping
 

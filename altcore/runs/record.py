@@ -9,9 +9,9 @@ from typing import Any
 
 from altcore.errors import BadInput
 from altcore.log import log
+from altcore.run_files import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.as_left import altered, warn_of_altered
 from altcore.runs.checkpoint import load_newest_weights
-from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.environment_file import read_environment
 from altcore.runs.html import run_html
 from altcore.runs.json_lines import read_lines

@@ -8,13 +8,8 @@ from typing import Any
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput
-from altcore.runs.directory import (
-    CONFIG,
-    ENVIRONMENT,
-    SUMMARY,
-    RunDirectory,
-    write_configuration,
-)
+from altcore.run_files import CONFIG, ENVIRONMENT, SUMMARY
+from altcore.runs.directory import RunDirectory, write_configuration
 from altcore.runs.environment_file import check_environment
 from altcore.runs.identity_changes import Change
 from altcore.runs.own_checkpoint import restorable

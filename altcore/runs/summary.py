@@ -19,10 +19,10 @@ from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile, nearest, shown
 from altcore.hooks import build, setting
 from altcore.log import warn_once
+from altcore.run_files import SUMMARY
 from altcore.runs.json_files import DIGEST, is_as_written, read_json, with_digest
 from altcore.runs.run_id import run_id_of
 
-FILE = "summary.json"
 RECORDS = "records"
 """A key of the file beside those of `Summary` and its digest: length and SHA-256 of the other files
 of the record."""
@@ -190,7 +190,7 @@ def read_summary(path: Path) -> Summary | None:
         BadInput: if the file does not fit the schema, or is that of another run.
         UnreadableFile: if the system does not give it out.
     """
-    file = path / FILE
+    file = path / SUMMARY
     with unreadable_named(file):
         if not file.exists():
             return None
@@ -212,14 +212,14 @@ def read_summary(path: Path) -> Summary | None:
 
 def records_in(path: Path) -> dict[str, dict[str, Any]]:
     """Return length and SHA-256 of the files of a run that ended, by name; empty of any other."""
-    plain = read_json(path / FILE)
+    plain = read_json(path / SUMMARY)
     return plain.get(RECORDS, {}) if is_as_written(plain) else {}
 
 
 def changed_summary(path: Path) -> str | None:
     """Return that a run's summary does not match its own digest; None if it does, or is none."""
-    plain = read_json(path / FILE)
-    return _changed(path / FILE) if plain and not is_as_written(plain) else None
+    plain = read_json(path / SUMMARY)
+    return _changed(path / SUMMARY) if plain and not is_as_written(plain) else None
 
 
 def _changed(file: Path) -> str:

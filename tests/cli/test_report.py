@@ -80,6 +80,19 @@ def test_a_folder_that_cannot_be_written_is_the_users(capsys, shelf, start, tmp_
     assert outcome.message == f"altcore: --out {taken}: cannot be written: Not a directory"
 
 
+@pytest.mark.parametrize("inner", ["", "/step-1"])
+def test_nothing_is_written_among_checkpoints(capsys, shelf, start, inner):
+    """A table.csv there would be no part of a checkpoint."""
+    result = start(name="r")
+    reporter(shelf, lambda runs, out: [(out / "table.csv").write_text("x")])
+    out = f"{result.run_directory}/checkpoints{inner}"
+    outcome = call(capsys, "report", "own", "r", "--runs-dir", start.runs, "--out", out)
+    assert outcome.code == 2
+    told = f"altcore: --out: {out} is in the record of the run r: checkpoints: write it elsewhere"
+    assert outcome.message == told
+    assert not list(result.run_directory.rglob("table.csv"))
+
+
 def test_what_was_written_is_printed(capsys, shelf, start, tmp_path):
     """A path a line."""
     start(name="r")

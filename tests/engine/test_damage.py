@@ -12,8 +12,8 @@ from helpers_faults import PLUGINS, eventful_run, numbered
 from structlog.testing import capture_logs
 
 from altcore.errors import AltcoreError, BadInput
+from altcore.run_files import LOGS, WHOLE_FILES
 from altcore.runs import SUMMARY, altered, summary_of
-from altcore.runs.directory import LOGS, WHOLE_FILES
 
 RECORDS = (*LOGS, *WHOLE_FILES)
 

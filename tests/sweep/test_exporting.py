@@ -437,6 +437,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys, command, out
     assert done.message.startswith(f"altcore: --out {tmp_path / out}: cannot be written: ")
 
 
+@pytest.mark.parametrize("command", ["export", "collect"])
+def test_nothing_is_written_among_the_checkpoints_of_a_run(tmp_path, capsys, command):
+    """An archive there would be no part of a checkpoint."""
+    complete(ledger_of(tmp_path), ledger_of(tmp_path).jobs()[0])
+    out = tmp_path / "mine/checkpoints"
+    out.mkdir(parents=True)
+    (tmp_path / "mine/environment.json").touch()
+    done = call(capsys, "sweep", command, "toy", "--sweeps-dir", tmp_path, "--out", out)
+    assert (done.code, list(out.iterdir())) == (2, [])
+    assert f"--out: {out} is in the record of the run mine: checkpoints" in done.message
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
