@@ -37,3 +37,16 @@ class Told:
 
     def _write_event(self, kind, **data):
         self.events.append((kind, data))
+
+
+def acting(shelf, act, on=3):
+    """Install an intervention that does something to the run's directory in a step."""
+
+    @define(eq=False)
+    class Acts:
+        @hookimpl
+        def pre_step(self, run, step):
+            if step.index == on:
+                act(run.directory)
+
+    shelf.install("intervention", "acts", Acts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from attrs import define, field
@@ -14,7 +14,7 @@ from altcore.engine.ranks import Ranks
 from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
-from altcore.errors import Interrupted, LostRank, text_of
+from altcore.errors import AltcoreError, Interrupted, LostRank, text_of
 from altcore.runs import RUN_ID, SUMMARY, RunDirectory, Summary, kept_checkpoints, step_lines
 from altcore.signals import is_from_signal
 
@@ -75,6 +75,7 @@ class Ending:
             always.callback(self.write)
             always.callback(self._check, check_place)
             with self.noting_errors():
+                self._put_back()
                 self.record.flush()
                 lines = step_lines(self.directory.path)
                 self.findings = self.dispatch.findings(self.run, lines)
@@ -84,6 +85,14 @@ class Ending:
         if self.error is None:
             with self.noting_errors():
                 check_place()
+
+    def _put_back(self) -> None:
+        """Write files of the record anew that other code removed since a run that failed looked."""
+        if self.error is not None:
+            with suppress(AltcoreError, OSError):
+                self.directory.check_in_place()
+                for done in self.directory.put_back():
+                    self.run.emit("warning", message=done)
 
     def _agree(self) -> None:
         """Fail if another rank fails as it ends, and tell of the observers that it disabled."""

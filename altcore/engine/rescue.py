@@ -13,18 +13,20 @@ def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> 
     """End a run that lost its directory, or lines of its record, after a checkpoint.
 
     It is saved where a directory was moved to; if it was removed, in a new one beside it. A warning
-    names each other file that was changed and is put back.
+    names each file that was changed or removed and is put back.
 
     Raises:
         AltcoreError: that says what is lost, and where the state is.
     """
     try:
-        for put_back in directory.check_in_place():
+        directory.check_in_place()
+        for put_back in directory.put_back():
             run.emit("warning", message=put_back)
+        directory.check_logs()
     except LostDirectory as lost:
         name = run.directory.name
         if lost.moved_to is not None:
-            directory.path = lost.moved_to
+            directory.follow(lost.moved_to)
             then = f"give the directory its name back, and --resume {name} goes on"
         else:
             directory.begin_anew(f"{name}-rescued")

@@ -168,30 +168,39 @@ class RunDirectory:
             held = HeldFile.of(self.path / file)
             self._held |= {} if held is None else {file: held}
 
-    def check_in_place(self) -> list[str]:
+    def check_in_place(self) -> None:
         """Raise an error if the directory or a part of it is not as this process left it.
-
-        Returns:
-            What was put back of the files that other code changed: nothing of it is lost.
 
         Raises:
             LostDirectory: if the path does not lead to the directory that was opened.
-            LostRecord: if lines of a .jsonl file are lost. The file is opened anew.
             BadInput: if another process writes it, or a part of it is a link by now.
         """
-        if self._lock is None:
-            return []
-        self._lock.check(self.path)
-        durable.check_no_links(self.path / name for name in (*FOLDERS, *FILES))
-        self._check_logs()
-        done = [held.put_back(self.path / file) for file, held in self._held.items()]
+        if self._lock is not None:
+            self._lock.check(self.path)
+            durable.check_no_links(self.path / name for name in (*FOLDERS, *FILES))
+
+    def put_back(self) -> list[str]:
+        """Write files anew that other code changed, where it is known what they held.
+
+        Returns what was done: nothing of it is lost.
+        """
+        done = [log.put_back() for log in self._logs.values()]
+        done += [held.put_back(self.path / file) for file, held in self._held.items()]
         return [*filter(None, done)]
 
-    def _check_logs(self) -> None:
-        for file in list(self._logs):
-            if problem := self._logs[file].problem:
+    def check_logs(self) -> None:
+        """Raise `LostRecord` if other code changed a .jsonl file otherwise, and go on with it.
+
+        What the next checkpoint records of it is what was written, so that a resume finds what is
+        lost.
+        """
+        for file, held in self._logs.items():
+            if problem := held.problem:
                 self._harmed.setdefault(file, problem)
-                self._logs.pop(file).close()
+                held.go_on()
+        self._tell_harmed()
+
+    def _tell_harmed(self) -> None:
         if not self._harmed:
             return
         found: dict[str, list[str]] = {}
@@ -212,6 +221,12 @@ class RunDirectory:
             if self._harmed_by is None and not file.has_its_length:
                 self._harmed_by = f", in {doing} of {who}" if who else ""
 
+    def follow(self, path: Path) -> None:
+        """Be where the directory was moved to."""
+        self.path = path
+        for file, held in self._logs.items():
+            held.path = path / file
+
     def begin_anew(self, name: str) -> None:
         """Be another directory from now on, a new one beside the one that is lost."""
         other = self.open(_numbered(self.path.parent, name))
@@ -228,15 +243,15 @@ class RunDirectory:
     def _log(self, file: str) -> LogFile:
         """Return a .jsonl file; one that other code closed is opened again, and told of later."""
         held = self._logs.get(file)
-        if held is not None and not held.is_open:
-            self._harmed[file] = "was closed by other code in this process"
-            held = None
-        if held is None:
-            try:
+        try:
+            if held is None:
                 held = self._logs[file] = LogFile.open(self.path / file)
-            except OSError:
-                self._check_logs()  # a lost directory is why, and the error says so
-                raise
+            elif not held.is_open:
+                self._harmed[file] = "was closed by other code in this process"
+                held.go_on()
+        except OSError:
+            self._tell_harmed()  # a lost directory is why, and the error says so
+            raise
         return held
 
     def open_logs(self) -> None:

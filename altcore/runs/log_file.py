@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,6 +31,8 @@ class LogFile:
     _descriptor: int
     length: int = 0
     _sha256: Any = field(factory=hashlib.sha256)
+    _others: int = field(init=False, default=0)
+    """Bytes that other code added while the run wrote; below zero if it took some away."""
     _is_synced: bool = False
     _opened: os.stat_result = field(init=False)
     """Of the file: a closed descriptor's number may become that of another one."""
@@ -41,7 +45,7 @@ class LogFile:
         """Open a file that may be new. A torn last line gets its end, so that it stays alone."""
         if path.is_file() and path.stat().st_nlink > 1:  # `cp -l` made a copy, which is to stay
             durable.replace_file(path, durable.read_file(path))
-        file = cls(path, durable.open_to_write(path, os.O_APPEND))
+        file = cls(path, _open(path))
         last = file._read()
         if last not in (b"", b"\n"):
             file.append(b"\n")
@@ -72,7 +76,7 @@ class LogFile:
         Not if the descriptor was closed.
         """
         try:
-            return os.lseek(self._descriptor, 0, os.SEEK_END) == self.length
+            return os.lseek(self._descriptor, 0, os.SEEK_END) == self._size
         except OSError:
             return False
 
@@ -84,7 +88,40 @@ class LogFile:
         if not durable.is_open_at(self.path, self._descriptor):
             return "was removed or replaced"
         size = os.fstat(self._descriptor).st_size
-        return None if size == self.length else f"has {size} bytes, not the {self.length} written"
+        return None if size == self._size else f"has {size} bytes, not the {self._size} written"
+
+    @property
+    def _size(self) -> int:
+        return self.length + self._others
+
+    def put_back(self) -> str | None:
+        """Write the file anew if it was removed or replaced; returns what was done, if anything.
+
+        An open file keeps its lines, whatever becomes of its name. If they are not as they were
+        written, nothing is done.
+        """
+        if not self.is_open or durable.is_open_at(self.path, self._descriptor):
+            return None
+        lines = os.pread(self._descriptor, self.length + 1, 0)
+        if hashlib.sha256(lines).digest() != self._sha256.digest():
+            return None
+        done = f"{self.path} was removed while the run wrote, and is written again"
+        if os.path.lexists(self.path):
+            done = f"{self.path} was replaced while the run wrote: it is put back, and the other "
+            done += f"file is {self._put_aside().name}"
+        self._replace(lines)
+        durable.fsync_folder(self.path.parent)
+        return done
+
+    def go_on(self) -> None:
+        """Go on with the file as other code left it; what is recorded is still what was written."""
+        if not durable.is_open_at(self.path, self._descriptor):
+            self._open_again()
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            durable.write(self._descriptor, b"\n")
+            size += 1
+        self._others = size - self.length
 
     def append(self, data: bytes) -> None:
         """Append to the file, readable at once; all of it or, if an error is raised, nothing."""
@@ -93,7 +130,7 @@ class LogFile:
                 durable.write(self._descriptor, data)
             except OSError:
                 with suppress(OSError):
-                    os.ftruncate(self._descriptor, self.length)
+                    os.ftruncate(self._descriptor, self._size)
                 raise
         self._sha256.update(data)
         self.length += len(data)
@@ -145,27 +182,49 @@ class LogFile:
 
     def _kept_aside(self, data: bytes) -> Path:
         """Copy the file to FILE.damaged, or to FILE.damaged-2 and so on; returns the path."""
-        first = self.path.with_name(f"{self.path.name}{DAMAGED}")
-        aside, number = first, 2
-        while os.path.lexists(aside):
-            aside, number = first.with_name(f"{first.name}-{number}"), number + 1
+        aside = self._free_name()
         durable.replace_file(aside, data)
         durable.fsync_folder(aside.parent)
         return aside
 
+    def _put_aside(self) -> Path:
+        """Rename what has the name of the file, whatever it is; returns the path."""
+        aside = self._free_name()
+        durable.rename(self.path, aside)
+        return aside
+
+    def _free_name(self) -> Path:
+        first = self.path.with_name(f"{self.path.name}{DAMAGED}")
+        free, number = first, 2
+        while os.path.lexists(free):
+            free, number = first.with_name(f"{first.name}-{number}"), number + 1
+        return free
+
     def _replace(self, data: bytes) -> None:
         """Let the file hold something else, at once."""
         durable.replace_file(self.path, data)
-        os.close(self._descriptor)
-        self._descriptor = durable.open_to_write(self.path, os.O_APPEND)
-        self._opened = os.fstat(self._descriptor)
-        self._is_synced = False
+        self._open_again()
+        self._is_synced, self._others = False, 0
         self._read()
+
+    def _open_again(self) -> None:
+        self.close()
+        self._descriptor = _open(self.path)
+        self._opened = os.fstat(self._descriptor)
 
     def close(self) -> None:
         """Close the file."""
         if self.is_open:
             os.close(self._descriptor)
+
+
+def _open(path: Path) -> int:
+    """Open a file to append to, and to be read when its name leads elsewhere."""
+    descriptor = durable.open_to_write(path, os.O_APPEND | os.O_RDWR)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return descriptor
 
 
 def has_lost_lines(file: Path, recorded: Mapping[str, Any], step: int) -> bool:

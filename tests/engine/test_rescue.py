@@ -8,28 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from attrs import define
-from helpers import checkpoints, events, metrics_bytes, state, weights_sha256
+from helpers import checkpoints, events, state, weights_sha256
 from helpers_cli import TINY, call
 from helpers_crashes import ended, forked_command
-from helpers_plugins import make
+from helpers_plugins import acting, make
 
 from altcore import hookimpl, train
 from altcore.errors import AltcoreError, BadInput
-from altcore.runs import read_lines, summary_of
+from altcore.runs import summary_of
 from altcore_workloads.gpt import Gpt
-
-
-def acting(shelf, act, on=3):
-    """Install an intervention that does something to the run's directory in a step."""
-
-    @define(eq=False)
-    class Acts:
-        @hookimpl
-        def pre_step(self, run, step):
-            if step.index == on:
-                act(run.directory)
-
-    shelf.install("intervention", "acts", Acts)
 
 
 def move(path):
@@ -160,131 +147,6 @@ def test_data_and_workloads_that_change_the_working_directory_move_no_run(
     assert not list(away.iterdir())
 
 
-def close(path):
-    """Close the descriptor of a file of this process."""
-    for entry in Path("/proc/self/fd").iterdir():
-        if entry.exists() and entry.readlink() == path:
-            os.close(int(entry.name))
-
-
-def redirect(path):
-    """Let it lead to another file."""
-    other = os.open(path.with_name("victim.txt"), os.O_WRONLY | os.O_CREAT)
-    for entry in Path("/proc/self/fd").iterdir():
-        if entry.exists() and entry.readlink() == path:
-            os.dup2(other, int(entry.name))
-    os.close(other)
-
-
-def cut(path):
-    """Cut a file."""
-    os.truncate(path, 10)
-
-
-def swap(path):
-    """Replace a file by a copy."""
-    shutil.copy(path, path.with_name("copy"))
-    path.with_name("copy").replace(path)
-
-
-@pytest.mark.parametrize("log", ["metrics.jsonl", "events.jsonl"])
-@pytest.mark.parametrize(
-    ("harm", "told"),
-    [
-        (Path.unlink, "was removed or replaced"),
-        (swap, "was removed or replaced"),
-        (cut, r"has \d+ bytes, not the "),
-        (close, "was closed by other code"),
-        (redirect, "was closed by other code"),
-    ],
-)
-def test_a_record_that_is_harmed_is_an_error_that_loses_no_state(shelf, start, log, harm, told):
-    """It names the file; the end is in the events; the run goes on from there."""
-    left = [harm]
-    acting(shelf, lambda path: left and left.pop()(path / log))
-    with pytest.raises(AltcoreError, match=rf"record is damaged: .*/{log} {told}"):
-        start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
-    run = start.runs / "r"
-    assert not (run / "victim.txt").exists() or (run / "victim.txt").read_bytes() == b""
-    assert events(run, "end")[0]["status"] == "failed"
-    start.resume("r")
-    plain = start(name="plain", max_steps=6)
-    assert weights_sha256(run) == weights_sha256(plain.run_directory)
-
-
-@pytest.mark.parametrize("log", ["metrics.jsonl", "timings.jsonl", "events.jsonl"])
-@pytest.mark.parametrize("hook", ["post_step", "on_event"])
-def test_a_record_that_is_closed_costs_no_step(shelf, start, log, hook):
-    """Whenever that is: the run ends with an error after its next checkpoint, however late."""
-    left = [log]
-
-    def act(run, called):
-        if called == hook and run.step == 2 and left:
-            close(run.directory / left.pop())
-
-    @define(eq=False)
-    class Bad:
-        @hookimpl
-        def post_step(self, run, step):
-            act(run, "post_step")
-            if step.index == 2 and hook == "on_event":
-                run.emit("woken")
-
-        @hookimpl
-        def on_event(self, run):
-            act(run, "on_event")
-
-    shelf.install("diagnostic", "bad", Bad)
-    told = rf"/{log} was closed by other code in this process, in {hook} of diagnostic bad"
-    keys = {"max_steps": 5, "checkpoint_interval": 100, "eval_interval": 0}
-    with pytest.raises(AltcoreError, match=rf"{told}.*; the state after step 5 is saved"):
-        start(["bad"], name="r", **keys)
-    run, plain = start.runs / "r", start(name="plain", **keys).run_directory
-    assert events(run, "end")[-1]["status"] == "failed"
-    assert len(read_lines(run / "metrics.jsonl")) == 5
-    assert weights_sha256(run) == weights_sha256(plain)
-    assert start.resume("r").summary["status"] == "finished"
-    assert metrics_bytes(run) == metrics_bytes(plain)
-
-
-def append(path):
-    """Append a line, as somebody who takes the file for their own."""
-    with path.open("a") as file:
-        file.write('{"step": 1, "mine": 0}\n')
-
-
-@pytest.mark.parametrize("harm", [append, cut])
-@pytest.mark.parametrize("is_plugin", [True, False])
-def test_who_writes_into_the_record_is_named_if_it_is_a_plugin(shelf, start, harm, is_plugin):
-    """Not the next plugin that is called after somebody else did."""
-    run, left = start.runs / "r", [harm]
-
-    def act(path):
-        if is_plugin:
-            left and left.pop()(path / "metrics.jsonl")
-
-    acting(shelf, act)
-
-    @define(eq=False)
-    class Watching:
-        @hookimpl
-        def post_step(self, run, step):
-            pass
-
-    shelf.install("diagnostic", "watching", Watching)
-    engine = start.engine(["acts", "watching"], name="r", max_steps=6, checkpoint_interval=2)
-
-    def forward(*_):
-        if not is_plugin and engine.run.step == 1 and left:
-            left.pop()(run / "metrics.jsonl")
-
-    engine.run.model.register_forward_hook(forward)
-    told = r"metrics\.jsonl has \d+ bytes, not the \d+ written"
-    by = r", in pre_step of intervention acts \(.*\)" if is_plugin else ""
-    with pytest.raises(AltcoreError, match=rf"{told}{by}(;|$)"):
-        engine.train()
-
-
 def test_a_plugin_that_closes_every_descriptor_is_named_without_a_traceback(
     shelf, tmp_path, corpus
 ):
@@ -338,11 +200,3 @@ def test_a_file_that_is_changed_is_put_back_and_named(shelf, start, file, harm, 
     (event,) = (e for e in events(run, "warning") if file in e["message"])
     assert (event["step"], told in event["message"]) == (4, True)
     assert (run / f"{file}.damaged").exists() == ("changed" in told)
-
-
-def test_a_file_that_is_only_touched_or_copied_back_is_left_alone(shelf, start):
-    """What it holds counts."""
-    acting(shelf, lambda path: (path / "config.yaml").touch() or swap(path / "environment.json"))
-    run = start(["acts"], name="r", max_steps=4, checkpoint_interval=2).run_directory
-    assert not [e for e in events(run, "warning") if "was changed" in e["message"]]
-    assert not [*run.glob("*.damaged")]
