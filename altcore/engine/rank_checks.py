@@ -20,6 +20,7 @@ from altcore.errors import BadInput, shown
 from altcore.recipes import some
 from altcore.runs import compare
 
+UNSET = object()
 ONE_CODE = "processes of one run have one model, loss and code, and the same data"
 
 
@@ -41,15 +42,31 @@ def check_alike(
     """
     own, codes = config.to_plain(), dict(_codes(model, loss))
     for rank, (keys, parts, others) in enumerate(ranks.gather((own, given, codes))):
-        for key in own:
-            if keys[key] != own[key]:
-                told = f"{shown(own[key])} on rank {ranks.rank}, {shown(keys[key])} on rank {rank}"
-                raise BadInput(told, key=key, hint="processes of one run have one configuration")
+        for key, mine, its in _differences(own, keys):
+            told = f"{mine} on rank {ranks.rank}, {its} on rank {rank}"
+            raise BadInput(told, key=key, hint="processes of one run have one configuration")
         _check_parts({"plugin": given}, {"plugin": parts}, ranks.rank, rank)
         for name, code in codes.items():
             if others.get(name) != code:
                 problem = f"its code is not the same on rank {ranks.rank} and rank {rank}"
                 raise BadInput(problem, key=name, hint=ONE_CODE)
+
+
+def _differences(one: Any, two: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield where nested settings differ, as ``flips.report_interval``, and both values there."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        for name in {**one, **two}:
+            inner = str(name) if key in ("", "settings") else f"{key}.{name}"
+            yield from _differences(one.get(name, UNSET), two.get(name, UNSET), inner)
+    elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
+        for number, (mine, its) in enumerate(zip(one, two, strict=True)):
+            yield from _differences(mine, its, f"{key}[{number}]")
+    elif one != two:
+        yield key, _told(one), _told(two)
+
+
+def _told(value: Any) -> str:
+    return "not given" if value is UNSET else shown(value)
 
 
 def _codes(model: nn.Module | None, loss: Any) -> Iterator[tuple[str, str | None]]:

@@ -88,6 +88,39 @@ def test_another_model_or_loss_is_refused_by_name(one, other, told):
     refused(check, one, other, told)
 
 
+def config_of(interval=None, **given):
+    settings = {"flips": {"report_interval": 25}, "rollback": {"steps": 1}}
+    if interval is not None:
+        settings["ulp-stats"] = {"interval": interval}
+    plugins = ("flips", "rollback", "ulp-stats")
+    return TrainConfig(plugins=plugins, settings=settings, **given)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        (config_of(5), config_of(7), "ulp-stats.interval: 7 on rank 1, 5 on rank 0"),
+        (config_of(), config_of(7), "ulp-stats: {'interval': 7} on rank 1, not given on rank 0"),
+        (config_of(5), config_of(5, seed=3), "seed: 3 on rank 1, 42 on rank 0"),
+        (
+            config_of(no_plugins=("progress", "page")),
+            config_of(no_plugins=("progress", "csv")),
+            "no_plugins[1]: 'csv' on rank 1, 'page' on rank 0",
+        ),
+    ],
+)
+def test_another_configuration_is_refused_by_its_key(one, other, told):
+    """However deep it is, so that what is told of the two differs."""
+
+    def check(config, ranks):
+        check_alike(config, ranks, {})
+
+    in_turn(check, one, one)
+    with pytest.raises(BadInput) as error:
+        in_turn(check, one, other)
+    assert str(error.value) == f"{told}: processes of one run have one configuration"
+
+
 def test_a_loss_may_know_its_rank():
     """Its variables are its own."""
     one, other = losses_of(1), losses_of(2)
