@@ -14,6 +14,7 @@ from typing import Any
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput
 from altcore.run_files import CONFIG, ENVIRONMENT, EVENTS
+from altcore.runs.directory_lock import is_being_written
 from altcore.runs.files_in_settings import by_owner
 from altcore.runs.identity_changes import MOST_TOLD, NAMES, Change
 from altcore.runs.json_files import read_json
@@ -31,10 +32,11 @@ FREE = (
 def edited(run: Path) -> dict[str, str]:
     """Return what is said of config.yaml and environment.json if the run did not write them so.
 
-    A file that is missing, or cannot be read, is named by whoever reads it.
+    A file that is missing, or cannot be read, is named by whoever reads it. Nothing is said while a
+    process writes the run: it may be about to go on with other keys, and puts back what was edited.
     """
     checkpoint, manifest = newest_manifest(run)
-    if checkpoint is None:
+    if checkpoint is None or is_being_written(run):
         return {}
     by, found = f"was changed: {checkpoint.name} has it otherwise", {}
     hint = f"altcore runs restore {run.name} brings it back"

@@ -13,6 +13,7 @@ from altcore.errors import BadInput
 from altcore.log import log
 from altcore.run_files import CHECKPOINTS, EVENTS, METRICS, SUMMARY
 from altcore.runs import pointers
+from altcore.runs.directory_lock import is_being_written
 from altcore.runs.json_lines import read_lines
 from altcore.runs.manifest import REGULAR, folder_of
 from altcore.runs.summary import ENDED, FAILED, read_summary
@@ -25,10 +26,13 @@ TURNS = ("start", "resume", "end")
 
 
 def lost_summary(run: Path) -> str | None:
-    """Return that summary.json is gone, if the record tells of an end since the run last began."""
+    """Return that summary.json is gone, if the record tells of an end since the run last began.
+
+    Not if a process writes the run: it may be about to go on.
+    """
     file = run / SUMMARY
     with suppress(BadInput), unreadable_named(file):
-        if not file.exists():
+        if not file.exists() and not is_being_written(run):
             turns = [e for e in read_lines(run / EVENTS) if e["event"] in TURNS]
             if turns and turns[-1]["event"] == "end":
                 mend = f"altcore train --resume {run.name} writes it anew"

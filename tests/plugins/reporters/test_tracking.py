@@ -9,6 +9,7 @@ import attrs
 import pytest
 from helpers import events, metrics_bytes, weights_sha256
 from helpers_trackers import FileTracker, ImportingTracker
+from structlog.testing import capture_logs
 
 from altcore.hooks import build, make_plugin
 from altcore.plugin import BadInput, read_lines, read_run
@@ -366,6 +367,14 @@ def test_people_are_alerted_of_what_happens_from_now_on(tracker, run):
         },
         {"level": "WARN", "title": "Overflow", "text": "step 4: 2.00% overflow", "wait": 300.0},
     ]
+
+
+def test_a_run_that_goes_on_is_not_told_as_damaged(start):
+    """The tracker reads the record when a resume has removed the summary and written its keys."""
+    start(["csv"], name="r", max_steps=2, csv__finish_timeout=SOON)
+    with capture_logs() as logs:
+        start.resume("r", max_steps=4)
+    assert not [x["event"] for x in logs if "missing" in x["event"] or "changed" in x["event"]]
 
 
 def test_settings_are_checked():
