@@ -215,9 +215,9 @@ class TrainConfig:
         if self.compile and self.activation_checkpointing:
             hint = "compiled graphs choose by themselves what is computed again"
             raise BadInput("does not go with compile", key="activation_checkpointing", hint=hint)
-        twice = {p for p in self.plugins if self.plugins.count(p) > 1}
-        if twice:
-            raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")
+        for name in self.plugins:
+            if self.plugins.count(name) > 1:
+                raise BadInput(f"{name} is listed twice", key="plugins", item=name)
         for key, steps in IN_STEPS.items() if self.steps_per_epoch is None else ():
             if getattr(self, key) is not None and not isinstance(getattr(self, steps), Unasked):
                 raise given_twice(key)

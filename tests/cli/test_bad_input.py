@@ -26,6 +26,7 @@ FILES = {
     "code.yaml": "seed: !!python/object/apply:os.getpid []\n",
     "two-documents.yaml": "seed: 1\n---\nseed: 2\n",
     "misspelt.yaml": "max_stesp: 3\n",
+    "flips.yaml": "plugins: [flips]\n",
     "real.yaml": "max_steps: 3.7\n",
     "word.yaml": "strict: 'false'\n",
     "no-mapping.yaml": "gpt: tiny\n",
@@ -231,6 +232,11 @@ TWICE = [
     ),
     case("--data and --set", "--data words.txt --set gpt.data=words.txt", "gpt.data", "twice"),
     case("plugin", "--plugin ulp-stats --plugin ulp-stats", "ulp-stats is listed twice"),
+    case(
+        "plugin of a file",
+        "--config flips.yaml --plugin flips",
+        "flips is listed twice (given by --plugin)",
+    ),
     case("--no-plugin", "--no-plugin progress --no-plugin progress", "'progress'", "twice"),
     case("--config", "--config real.yaml --config real.yaml", "--config is given twice"),
     case(
