@@ -87,7 +87,7 @@ class CustomWorkload:
         """Return the caller's batch, or the workload's, on the run's device."""
         if self.given is None:
             return self.base.batch(split, step, micro)
-        who, called = "data, the function that was given,", f"batch ({split!r}, {step}, {micro})"
+        who, called = "the function data that was given", f"batch ({split!r}, {step}, {micro})"
         with naming(who, called):
             batch = self.given(split, step, micro)
             check_batch(batch, f"{who} {called}")
@@ -100,9 +100,9 @@ class CustomWorkload:
     def who(self) -> str:
         """The loss, as errors name it: the caller's, or that of the base workload."""
         if self.given_loss:
-            return "loss, the function that was given,"
+            return "the function loss that was given"
         own = self.model is not self.base.model
-        return f"{self.base.who}, with a model of your own," if own else self.base.who
+        return f"{self.base.who}, with a model of your own" if own else self.base.who
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the caller's loss or the workload's, with measures if it has some."""

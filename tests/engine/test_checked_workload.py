@@ -134,7 +134,7 @@ def test_a_batch_without_items_is_refused(points, start, empty):
 
 def test_a_batch_without_items_of_the_callers_own_is_refused(points, start):
     points()
-    says = r"^data, the function that was given, batch \('train', 1, 0\) has no items"
+    says = r"^the function data that was given batch \('train', 1, 0\) has no items"
     with pytest.raises(PluginError, match=says):
         altcore.train(start.config(**OWN), data=lambda *place: torch.ones(0, 1))
 

@@ -61,7 +61,7 @@ def test_data_that_return_nothing_are_named_with_the_batch(start):
     def data(split, step, micro):
         return None if (split, step) == ("train", 2) else coins(split, step, micro)
 
-    told = r"^data, the function that was given, returned None for batch \('train', 2, 0\)"
+    told = r"^the function data that was given returned None for batch \('train', 2, 0\)"
     with pytest.raises(PluginError, match=told):
         altcore.train(start.config(max_steps=2), data=data)
 
@@ -119,7 +119,7 @@ def test_a_model_of_my_own_is_not_asked_for_its_length(shelf, start):
     ("loss", "error", "says"),
     [
         (3, BadInput, r"loss: a function \(model, batch\) is needed, not 3"),
-        (lambda model, batch: None, PluginError, "loss, the function that was given,: loss ret"),
+        (lambda model, batch: None, PluginError, "the function loss that was given: loss ret"),
     ],
 )
 def test_a_loss_of_my_own_is_named_in_its_errors(loss, error, says, start):

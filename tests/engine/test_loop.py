@@ -954,7 +954,7 @@ def test_nothing_is_written_for_a_workload_that_fails(start):
     """The first product is tried before the directory exists: the name stays free."""
     config = start.config(format="E4M3", name="r")
     model = nn.Sequential(nn.Embedding(256, 5), nn.Linear(4, 7), nn.Linear(7, 256))
-    with pytest.raises(PluginError, match=r"gpt .*with a model of your own, failed in loss: Runt"):
+    with pytest.raises(PluginError, match=r"gpt .*with a model of your own failed in loss: Runt"):
         altcore.train(config, model=model)
     assert not (start.runs / "r").exists()
 
