@@ -164,12 +164,13 @@ class DirectoryRecord(RunRecord):
         return load_newest_weights(self.directory / CHECKPOINTS, most_bytes)
 
 
-def read_run(directory: Path) -> DirectoryRecord:
+def read_run(directory: str | Path) -> DirectoryRecord:
     """Return the record of the run in a directory.
 
     Raises:
         BadInput: if it has no summary that can be read, and no record that a run can have written.
     """
+    directory = Path(directory)
     if not directory.is_dir():
         raise BadInput(f"{directory} is not a run's directory")
     record = DirectoryRecord(directory)

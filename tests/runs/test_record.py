@@ -5,6 +5,7 @@ import json
 import pytest
 from structlog.testing import capture_logs
 
+from altcore.errors import BadInput
 from altcore.runs import RunRecord, full_summary, read_run, read_runs
 from altcore.runs.summary import KEYS
 
@@ -36,6 +37,13 @@ def test_a_directory_has_them_all(start):
     assert [line["step"] for line in record.timings] == [1, 2]
     assert [e["event"] for e in record.events][0 :: len(record.events) - 1] == ["start", "end"]
     assert record.metrics is record.metrics
+
+
+def test_a_directory_may_be_named_by_a_text(start):
+    run = start(name="r").run_directory
+    assert read_run(str(run)).steps == read_run(run).steps
+    with pytest.raises(BadInput, match="nowhere is not a run's directory"):
+        read_run("nowhere")
 
 
 def test_a_torn_record_is_read(tmp_path):
