@@ -180,7 +180,7 @@ class LostDirectory(AltcoreError):
     """The run's directory was removed or moved while the run wrote to it."""
 
     def __init__(self, path: Path, moved_to: Path | None) -> None:
-        what = "removed, and with it the record and every checkpoint"
+        what = "removed, and with it every checkpoint and report"
         if moved_to is not None:
             what = f"moved to {moved_to}"
         super().__init__(f"the run's directory {path} was {what}")

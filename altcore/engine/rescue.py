@@ -29,8 +29,9 @@ def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> 
             directory.follow(lost.moved_to)
             then = f"give the directory its name back, and --resume {name} goes on"
         else:
-            directory.begin_anew(f"{name}-rescued")
-            then = f"--resume {directory.path.name} goes on, with no record of the steps before"
+            without = directory.begin_anew(f"{name}-rescued")
+            then = f"--resume {directory.path.name} goes on"
+            then += f", without the lines so far of {', '.join(without)}" if without else ""
         run.directory = directory.path
         save()
         where = f"the state after step {run.step} is saved in {directory.path}"

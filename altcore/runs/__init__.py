@@ -21,7 +21,7 @@ from altcore.run_files import (
 from altcore.runs.alike import other_code, other_data, several, unlike_most
 from altcore.runs.as_left import altered, lines_of, warn_of_altered
 from altcore.runs.digests import contents, stamps
-from altcore.runs.directory import RunDirectory, as_name, recipe_label, write_configuration
+from altcore.runs.directory import RunDirectory, write_configuration
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
 from altcore.runs.edited_files import edited
 from altcore.runs.environment_file import check_environment, has_environment, read_environment
@@ -94,6 +94,7 @@ from altcore.runs.missing import (
     missing_checkpoints,
     warn_of_missing,
 )
+from altcore.runs.naming import as_name, recipe_label
 from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.own_checkpoint import has_record_of, restorable
 from altcore.runs.reading import (

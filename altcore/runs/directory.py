@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ from altcore.builtin_types import printable, to_json
 from altcore.config import TrainConfig
 from altcore.errors import BadInput, LostRecord, UnreadableFile
 from altcore.log import log
-from altcore.recipes import takes_format
 from altcore.run_files import (
     CHECKPOINTS,
     CONFIG,
@@ -33,8 +31,9 @@ from altcore.run_files import (
 from altcore.runs.directory_lock import DirectoryLock
 from altcore.runs.held_file import HeldFile, keep_damaged
 from altcore.runs.log_file import LogFile
+from altcore.runs.naming import name_of, numbered
 from altcore.runs.run_id import new_run_id, run_id_of
-from altcore.yaml_files import SUFFIXES, dump_yaml
+from altcore.yaml_files import dump_yaml
 
 ENCODER = json.JSONEncoder(allow_nan=False)
 """Of lines: `json.dumps` would make one for each."""
@@ -227,13 +226,21 @@ class RunDirectory:
         for file, held in self._logs.items():
             held.path = path / file
 
-    def begin_anew(self, name: str) -> None:
-        """Be another directory from now on, a new one beside the one that is lost."""
-        other = self.open(_numbered(self.path.parent, name))
+    def begin_anew(self, name: str) -> list[str]:
+        """Be another directory from now on, a new one beside the one that is lost.
+
+        Its record is written there, but for .jsonl files of which lines are lost: returns these.
+        """
+        other = self.open(numbered(self.path.parent, name))
+        logs, self._logs = self._logs, {}
         self.close()
-        self.path, self._lock, self._logs = other.path, other._lock, other._logs
-        for file, held in self._held.items():
-            held.put_back(self.path / file)
+        self._lock, self._logs = other._lock, logs
+        self.follow(other.path)
+        self.put_back()
+        lost = [file for file, log in logs.items() if not (self.path / file).exists()]
+        for file in lost:
+            self._logs.pop(file).close()
+        return lost
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
@@ -348,40 +355,7 @@ def _exists(path: Path) -> BadInput:
 
 
 def _fresh(root: Path, config: TrainConfig) -> Path:
-    return _numbered(root, as_name(config.label or "") or _from_recipe(config))
-
-
-def _numbered(root: Path, base: str) -> Path:
-    """Make a folder of this name, or of the name and a number."""
-    for number in range(1, 100_000):
-        path = root / (base if number == 1 else f"{base}-{number}")
-        try:
-            durable.make_folder(path)
-        except FileExistsError:
-            continue
-        return path
-    raise BadInput(f"runs_dir {root}: too many runs are called {base}: give one a --name")
-
-
-def as_name(text: str) -> str:
-    """Return a text as a run's name, with room for a number; empty if nothing is left.
-
-    >>> as_name("E4M3, mine (2)")
-    'E4M3-mine-2'
-    """
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-_")[:90]
-
-
-def _from_recipe(config: TrainConfig) -> str:
-    own = config.format is None and not takes_format(config.recipe)
-    fmt = [] if own else [config.format.name if config.format else "none"]
-    return "-".join(filter(None, [*map(as_name, fmt), recipe_label(config)])).lower()
-
-
-def recipe_label(config: TrainConfig) -> str:
-    """Return the name of a recipe in names of runs and folders."""
-    name = config.recipe_name
-    return as_name(name.removesuffix(next(filter(name.endswith, SUFFIXES), ""))) or "given"
+    return numbered(root, name_of(config))
 
 
 def write_configuration(directory: RunDirectory, config: TrainConfig) -> None:

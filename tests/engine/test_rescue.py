@@ -15,7 +15,7 @@ from helpers_plugins import acting, make
 
 from altcore import hookimpl, train
 from altcore.errors import AltcoreError, BadInput
-from altcore.runs import summary_of
+from altcore.runs import altered, read_lines, summary_of
 from altcore_workloads.gpt import Gpt
 
 
@@ -32,9 +32,9 @@ def replace(path):
 
 @pytest.mark.parametrize("lose", [shutil.rmtree, replace])
 def test_a_removed_directory_is_an_error_that_loses_no_state(shelf, start, lose):
-    """It says what is lost; the state is saved in a new directory, from which the run goes on."""
+    """The state and all lines are saved in a new directory, from which the run goes on."""
     acting(shelf, lose)
-    lost = r"directory .*/r was removed, and with it the record and every checkpoint; the state "
+    lost = r"directory .*/r was removed, and with it every checkpoint and report; the state "
     with pytest.raises(
         AltcoreError, match=lost + "after step 4 is saved in .*/r-rescued: --resume"
     ):
@@ -42,7 +42,11 @@ def test_a_removed_directory_is_an_error_that_loses_no_state(shelf, start, lose)
     assert summary_of(start.runs / "r-rescued")["status"] == "failed"
     assert state(start.runs / "r-rescued", "step-00000004")["step"] == 4
     assert (start.runs / "r-rescued/environment.json").exists()
+    assert altered(start.runs / "r-rescued") == {}
     start.resume("r-rescued")
+    lines = read_lines(start.runs / "r-rescued/metrics.jsonl")
+    assert [line["step"] for line in lines if "val_loss" not in line] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in events(start.runs / "r-rescued", "start")] == [0]
     plain = start(name="plain", max_steps=6)
     assert weights_sha256(start.runs / "r-rescued") == weights_sha256(plain.run_directory)
 
