@@ -102,13 +102,15 @@ class LogFile:
         """
         if not self.is_open or durable.is_open_at(self.path, self._descriptor):
             return None
-        lines = os.pread(self._descriptor, self.length + 1, 0)
+        lines = b""
+        with suppress(OSError):  # of a network's file system that has the file no more
+            lines = os.pread(self._descriptor, self.length + 1, 0)
         if hashlib.sha256(lines).digest() != self._sha256.digest():
             return None
         done = f"{self.path} was removed while the run wrote, and is written again"
         if os.path.lexists(self.path):
             done = f"{self.path} was replaced while the run wrote: it is put back, and the other "
-            done += f"file is {self._put_aside().name}"
+            done += f"file is {self._named_aside().name}"
         self._replace(lines)
         durable.fsync_folder(self.path.parent)
         return done
@@ -187,9 +189,17 @@ class LogFile:
         durable.fsync_folder(aside.parent)
         return aside
 
-    def _put_aside(self) -> Path:
-        """Rename what has the name of the file, whatever it is; returns the path."""
+    def _named_aside(self) -> Path:
+        """Give what has the name of the file another one, whatever it is; returns the path.
+
+        A file keeps its own, too, where there are hard links: one that is to take its place does so
+        at once.
+        """
         aside = self._free_name()
+        if self.path.is_file():
+            with suppress(OSError):
+                os.link(self.path, aside, follow_symlinks=False)
+                return aside
         durable.rename(self.path, aside)
         return aside
 

@@ -80,11 +80,18 @@ def pipe(path):
     os.mkfifo(path)
 
 
+def folder(path):
+    """Replace a file by a folder."""
+    path.unlink()
+    path.mkdir()
+
+
 HARMS = {
     "removed": Path.unlink,
     "replaced by a copy": swap,
     "replaced by a part": swap_torn,
     "replaced by a pipe": pipe,
+    "replaced by a folder": folder,
 }
 
 
