@@ -313,6 +313,7 @@ def _newest(
         if refused and not acting:
             return find([p for p in built.plugins if p.acts])
         if not unfit:
+            directory.check_begun()
             raise
         cause = acting[0] if acting else unfit[0]
         name = directory.path.name

@@ -225,6 +225,19 @@ def test_a_run_whose_checkpoints_are_gone_can_only_be_begun_under_another_name(s
     assert metrics_bytes(run) == record
 
 
+def test_a_run_that_was_killed_in_its_first_checkpoint_is_told_to_begin_anew(start):
+    """What it left of that is no checkpoint."""
+    run = start(name="r", max_steps=2).run_directory
+    for path in (run / "checkpoints").glob("step-*"):
+        shutil.rmtree(path)
+    (run / "checkpoints/step-00000000.tmp").mkdir()
+    for file in ("metrics.jsonl", "timings.jsonl"):
+        (run / file).write_bytes(b"")
+    told = "no checkpoint in .*: it ended before its first one: begin it anew under its --name"
+    with pytest.raises(BadInput, match=told):
+        start.resume("r")
+
+
 # ---------------------------------------------------------------------------------- ends
 
 
