@@ -11,7 +11,7 @@ from altcore.sweep import Ledger, check_accepted
 
 
 def problem_of(ledger: Ledger, name: str, steps: int) -> str:
-    """Return what is wrong with a job's run of so many steps; nothing if all is well, or no run.
+    """Return what is wrong with a job's run of so many steps; nothing if all is well.
 
     What a study reads is compared with what was accepted: a run of another job, an edited file and
     a link are found. Paths are told from the study's folder.
@@ -24,7 +24,7 @@ def problem_of(ledger: Ledger, name: str, steps: int) -> str:
 def _problem_of(ledger: Ledger, name: str, steps: int) -> str:
     run = ledger.run_of(name)
     if not os.path.lexists(run):
-        return ""
+        return f"{run} is missing" if ledger.standing(name).lacks_run else ""
     try:
         check_accepted(ledger, name)
         for problem in altered(run, EVENTS, strict=True).values():

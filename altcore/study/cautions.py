@@ -74,7 +74,8 @@ def about_twins(twins: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]
 def about_runs(made_again: Mapping[str, str]) -> list[str]:
     """Return a sentence on each run that was not what the study had accepted, and why."""
     return [
-        f"the run {name} was made again, and what lay in its place is in `retired`: {problem}"
+        f"the run {name} was made again, and what lay in its place, if anything did, is in "
+        f"`retired`: {problem}"
         for name, problem in made_again.items()
     ]
 

@@ -95,6 +95,11 @@ class Standing:
         """Its newest attempt."""
         return self.attempts[-1] if self.attempts else None
 
+    @property
+    def lacks_run(self) -> bool:
+        """Whether it was completed, and its run is gone."""
+        return self.decision is not None and self.decision.why == MISSING
+
 
 @define
 class Ledger:

@@ -174,6 +174,24 @@ def test_such_a_run_is_made_again(start, shelf, tmp_path):
     assert (last.outcomes(trials), last.done, last.made_again) == (first, 0, {})
 
 
+def test_a_run_that_is_gone_is_made_again_and_told(start, shelf, tmp_path):
+    """It is none that waits to be made; not when the study is asked once more."""
+    shelf.install("workload", "points", Points)
+    config = start.config(max_steps=2, workload="points", optimizer="sgd")
+    told = []
+    first = Runner(tmp_path / "study", config, told.append).outcomes([Trial(twin(), 0)])
+    assert not [line for line in told if "again" in line]
+    (run,) = (tmp_path / "study/runs").iterdir()
+    run.rename(tmp_path / "aside")
+    again = Runner(tmp_path / "study", config, told.append)
+    assert again.outcomes([Trial(twin(), 0)]) == first
+    problem = f"runs/{run.name} is missing"
+    assert f"{run.name} is made again: {problem}" in told
+    assert (again.done, again.made_again) == (1, {run.name: problem})
+    last = Runner(tmp_path / "study", config, told.append)
+    assert (last.outcomes([Trial(twin(), 0)]), last.done, last.made_again) == (first, 0, {})
+
+
 def test_a_damaged_job_does_not_keep_a_study_from_going_on(start, shelf, tmp_path):
     """One that has no run yet; one that nobody asks for is left alone."""
     shelf.install("workload", "points", Points)
