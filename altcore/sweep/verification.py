@@ -28,7 +28,7 @@ class Verification:
     failed: Mapping[str, str]
     """Jobs that ended without a result, with the error."""
     incomplete: Mapping[str, str]
-    """Jobs whose run lacks a measure, with what it lacks."""
+    """Jobs whose run lacks a measure or lost lines of its record, with what it lacks."""
     damaged: Mapping[str, str]
     """Jobs of which a file is not what a sweep writes, or not what was accepted, with the file."""
     other_data: Mapping[str, str]
@@ -90,7 +90,8 @@ def verify(
     completed, incomplete = [], {}
     for row in rows:
         if row.state is State.COMPLETED and row.name not in others:
-            lack = lacking(Values(ledger.run_of(row.name)), measures) if measures else ""
+            values = Values(ledger.run_of(row.name))
+            lack = "; ".join(filter(None, (lost_lines(values), lacking(values, measures))))
             if lack:
                 incomplete[row.name] = lack
             else:
@@ -114,11 +115,22 @@ def verify(
     )
 
 
+def lost_lines(values: Values) -> str:
+    """Return which files a run went on without lines of, or with others; nothing if none."""
+    return "; ".join(
+        f"{change['what']} was changed, or lost lines, before it went on from step {change['step']}"
+        for change in values.summary.get("changes", ())
+        if change.get("kind") == "record"
+    )
+
+
 def lacking(values: Values, measures: Sequence[Measure]) -> str:
     """Return what a run lacks of the measures that it must have, nothing if it has all.
 
     A step whose update was discarded is left out: plugins that look after a step see none of it.
     """
+    if not measures:
+        return ""
     try:
         lines, steps = values.lines, values.summary["steps"]
         epochs = values.summary["epochs"]

@@ -243,3 +243,18 @@ def test_a_measure_may_be_needed_by_epochs(tmp_path, epochs, told):
 def test_what_is_no_interval_is_refused(every):
     with pytest.raises(BadInput, match=r"requires\.every"):
         SweepFile(requires=[{"name": "x/y", "every": every}])
+
+
+def test_a_run_that_went_on_without_lines_of_its_record_is_incomplete(tmp_path, capsys):
+    """Its means are of other steps than those of other runs; no measure is asked for."""
+    ledger = ledger_of(tmp_path, seeds=2)
+    first, second = ledger.jobs()
+    complete(ledger, first, lines=LINES)
+    change = {"kind": "record", "what": "metrics.jsonl", "before": "whole", "now": "cut", "step": 4}
+    complete(ledger, second, lines=LINES[2:], changes=[change])
+    done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
+    told = "metrics.jsonl was changed, or lost lines, before it went on from step 4"
+    assert (done.code, done.out.splitlines()) == (
+        1,
+        ["1/2 runs completed, 1 run incomplete", f"incomplete: {second.name}: {told}"],
+    )
