@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, is_own
 from altcore.engine.hidden_state import (
     held_by,
+    is_generator,
     is_no_state,
     of_class,
     own_of,
@@ -259,21 +260,25 @@ def variables_in(called: Mapping[str, Any], own: Container[int]) -> dict[str, Fi
 
 
 def variables_of_methods(
-    owners: Iterable[nn.Module | Optimizer], own: Container[int]
+    owners: Iterable[Any], own: Container[int], *, with_generators: bool = True
 ) -> dict[str, Fingerprint]:
     """Return what methods of somebody's own classes keep as hooks do, by what it is called.
 
-    A class that a function makes may keep its state in the function's variables.
+    A class that a function makes may keep its state in the function's variables, and any class in
+    globals. Whoever states more than torch's modules and optimizers do keeps none.
     """
     found: dict[str, Fingerprint] = {}
     seen: set[int] = set()
-    classes = dict.fromkeys(
-        cls for owner in owners if not states_more(owner) for cls in type(owner).__mro__
-    )
-    for cls in (x for x in classes if not _is_librarys(x.__module__)):
+    stating = [owner for owner in owners if not states_more(owner)]
+    classes = {cls: owner for owner in stating for cls in type(owner).__mro__}
+    for cls, whole in classes.items():
+        if _is_librarys(cls.__module__):
+            continue
         for method in _methods(cls):
             for name, value, owner, _ in variables_of_hook(method, own):
-                if id(value) in seen or is_no_state(name, owner) or is_no_state(name, cls):
+                if id(value) in seen or (is_generator(value) and not with_generators):
+                    continue
+                if any(is_no_state(name, said_by) for said_by in (owner, cls, whole)):
                     continue
                 if type(value) not in PLAIN:  # several methods may have it
                     seen.add(id(value))

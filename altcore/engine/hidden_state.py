@@ -130,7 +130,7 @@ def attributes_of_others(
         f"{key} of {place}": fingerprint(value, own)
         for place, owner in hiding.items()
         for key, value in held_by(owner).items()
-        if not is_no_state(key, owner) and (with_generators or not _is_generator(value))
+        if not is_no_state(key, owner) and (with_generators or not is_generator(value))
     }
     found |= _attributes_of_classes(hiding.values(), own)
     return {label: known for label, known in found.items() if known}
@@ -249,8 +249,10 @@ def _of_every() -> set[str]:
     return {*vars(nn.Module()), *vars(torch.optim.SGD([torch.zeros(1)])), *ADDED}
 
 
-def states_more(owner: nn.Module | Optimizer) -> bool:
-    """Whether a module or an optimizer says itself what its state is."""
+def states_more(owner: Any) -> bool:
+    """Whether a module, an optimizer or anything else says itself what its state is."""
+    if not isinstance(owner, nn.Module | Optimizer):
+        return hasattr(owner, "state_dict")
     return any(_is_overridden(owner, name) for name in STATING)
 
 
@@ -259,7 +261,7 @@ def _is_overridden(owner: nn.Module | Optimizer, name: str) -> bool:
     return getattr(type(owner), name, None) is not getattr(base, name, None)
 
 
-def _is_generator(value: Any) -> bool:
+def is_generator(value: Any) -> bool:
     """Whether a value draws random numbers: of torch, Python or numpy."""
     is_numpys = hasattr(value, "bit_generator") or type(value).__name__ == "RandomState"
     return isinstance(value, torch.Generator | random.Random) or is_numpys

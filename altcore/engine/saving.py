@@ -8,7 +8,7 @@ from typing import Any
 from attrs import asdict, define, field
 from torch import Tensor
 
-from altcore.engine.called_state import untrained, variables_in
+from altcore.engine.called_state import untrained, variables_in, variables_of_methods
 from altcore.engine.custom_workload import own_batches, own_loss, own_workload
 from altcore.engine.ending import Ending
 from altcore.engine.fingerprints import Fingerprint
@@ -112,10 +112,13 @@ class Saving:
             "the function data": own_batches(run.workload),
             "the function loss": own_loss(run.workload),
         }
+        acting = owners | dict(self.makers)
         return {
-            **attributes_of_others(owners | dict(self.makers), own),
+            **attributes_of_others(acting, own),
+            **variables_of_methods(acting.values(), own),
             # It seeds its generators anew for each batch.
             **attributes_of_others(workload, own, with_generators=False),
+            **variables_of_methods(workload.values(), own, with_generators=False),
             **variables_in(given, own),
         }
 

@@ -2,9 +2,11 @@
 
 import functools
 import itertools
+from typing import ClassVar
 
 import pytest
 import torch
+from attrs import define
 from helpers import events
 from structlog.testing import capture_logs
 from torch import nn
@@ -13,6 +15,7 @@ import altcore
 from altcore.engine.as_built import AsBuilt
 from altcore.engine.called_state import untrained, variables_in
 from altcore.engine.hidden_state import changed_in
+from altcore_workloads.gpt import Gpt
 
 SEEN = {"steps": 0}
 
@@ -239,3 +242,88 @@ def test_a_run_names_them_in_its_record_and_on_the_screen(start):
     )
     assert idle.startswith("weight of the function loss: no optimizer trains it. Make it a part of")
     assert [x["event"] for x in logs if x["event"] in (hidden, idle)] == [hidden, idle]
+
+
+TOLD = []
+
+
+def helper():
+    helper.calls = getattr(helper, "calls", 0) + 1
+
+
+@define(eq=False)
+class ByGlobal:
+    @altcore.hookimpl
+    def pre_step(self, run, step):
+        TOLD.append(step.index)
+
+
+@define(eq=False)
+class ByHelper:
+    @altcore.hookimpl
+    def pre_step(self, run, step):
+        helper()
+
+
+@define(eq=False)
+class Stated(ByGlobal):
+    def state_dict(self):
+        return {"told": [*TOLD]}
+
+    def load_state_dict(self, state):
+        TOLD[:] = state["told"]
+
+
+@define(eq=False)
+class WithoutState(ByGlobal):
+    not_state: ClassVar = ("TOLD",)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "kind", "named"),
+    [
+        (ByGlobal, "intervention", ["TOLD of ByGlobal.pre_step"]),
+        (ByHelper, "intervention", ["calls of ByHelper.pre_step"]),
+        (Stated, "intervention", []),
+        (WithoutState, "intervention", []),
+        (ByGlobal, "diagnostic", []),  # changes nothing that a resume could lose
+    ],
+)
+def test_what_hooks_of_a_plugin_keep_in_globals_is_named(start, shelf, plugin, kind, named):
+    """A resume begins it anew; it trains on other gradients then."""
+    TOLD.clear()
+    vars(helper).pop("calls", None)
+    shelf.install(kind, "keeps", plugin)
+    run = start(["keeps"], name="r", max_steps=3, checkpoint_interval=2).run_directory
+    told = [e["message"] for e in events(run, "warning")]
+    found = [x.partition(": ")[0] for x in told if "no checkpoint has" in x]
+    assert found == named
+
+
+class Built:
+    """A workload whose batches follow from the calls before."""
+
+    def __init__(self, base):
+        self.base = base
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+    def batch(self, split, step, micro):
+        TOLD.append(step)
+        return self.base.batch(split, step, micro)
+
+
+class Drawing(Gpt):
+    def build(self, seed, device):
+        return Built(super().build(seed, device))
+
+
+def test_what_a_workload_keeps_in_globals_is_named(start, shelf, corpus):
+    shelf.install("workload", "draws", Drawing)
+    keys = {"size": "tiny", "n_layer": 1, "data": str(corpus), "batch_size": 2, "block_size": 8}
+    run = start(
+        name="r", workload="draws", max_steps=2, **{f"draws__{k}": v for k, v in keys.items()}
+    ).run_directory
+    told = [e["message"] for e in events(run, "warning")]
+    assert any(x.startswith("TOLD of Built.batch: state of the run") for x in told)
