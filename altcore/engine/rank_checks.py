@@ -61,7 +61,7 @@ def _differences(one: Any, two: Any, key: str = "") -> Iterator[tuple[str, str, 
     elif isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
         for number, (mine, its) in enumerate(zip(one, two, strict=True)):
             yield from _differences(mine, its, f"{key}[{number}]")
-    elif one != two:
+    elif one != two and not (one != one and two != two):  # NaN is the same as NaN
         yield key, _told(one), _told(two)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import signal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -442,6 +443,8 @@ def test_counts_go_on_over_an_interruption(shelf, start):
 
     @define(eq=False)
     class Trouble:
+        not_state: ClassVar = ("asked",)
+
         @hookimpl
         def run_start(self, run):
             run.model.get_parameter("transformer.h.0.mlp.c_fc.weight").register_hook(

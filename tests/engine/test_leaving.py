@@ -93,7 +93,8 @@ def test_whoever_sets_a_handler_the_run_hears_signals(shelf, start, whose):
     plant(shelf, "regression")
     config = start.config(workload="regression", max_steps=5, name="r")
     workload = Regression().build(0, "cpu")
-    names = {"workload": "workload regression", "data": "data, the", "loss": "loss, the"}
+    names = {"workload": "workload regression", "data": "the function data"}
+    names["loss"] = "the function loss"
 
     def deaf(function):
         def changed(*given, **keys):

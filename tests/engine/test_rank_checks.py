@@ -99,6 +99,7 @@ def config_of(interval=None, **given):
 @pytest.mark.parametrize(
     ("one", "other", "told"),
     [
+        (config_of(float("nan")), config_of(7), "ulp-stats.interval: 7 on rank 1, nan on rank 0"),
         (config_of(5), config_of(7), "ulp-stats.interval: 7 on rank 1, 5 on rank 0"),
         (config_of(), config_of(7), "ulp-stats: {'interval': 7} on rank 1, not given on rank 0"),
         (config_of(5), config_of(5, seed=3), "seed: 3 on rank 1, 42 on rank 0"),
@@ -115,7 +116,7 @@ def test_another_configuration_is_refused_by_its_key(one, other, told):
     def check(config, ranks):
         check_alike(config, ranks, {})
 
-    in_turn(check, one, one)
+    in_turn(check, one, copy.deepcopy(one))
     with pytest.raises(BadInput) as error:
         in_turn(check, one, other)
     assert str(error.value) == f"{told}: processes of one run have one configuration"
