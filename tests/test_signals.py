@@ -401,6 +401,24 @@ def test_a_thread_of_a_plugin_is_left_behind(tmp_path, corpus):
     assert err.splitlines()[-1].startswith("altcore: left thread acme running, 0.5 s after")
 
 
+@pytest.mark.parametrize("kind", ["ThreadPoolExecutor", "ProcessPoolExecutor"])
+def test_a_pool_that_waits_for_work_is_not_waited_for(kind):
+    """Python ends it by itself; torch.compile keeps one, too."""
+    code = f"""
+        from concurrent.futures import {kind}
+        from altcore.cli.threads import leave_threads
+
+        pool = {kind}(2)
+        assert pool.submit(abs, -2).result() == 2
+        leave_threads(0)
+        print("ended")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    # Less than it has patience for.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=45, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
 def test_a_second_interrupt_does_not_wait_whatever_came_before():
     """SIGTERM and SIGINT do, and only the first decides the exit code."""
     with handling_signals() as signals:

@@ -16,6 +16,7 @@ PATIENCE = 60.0
 
 def leave_threads(code: int) -> None:
     """Wait for all of them; if some do not end, name them and end the process with ``code``."""
+    _end_pools()
     if names := still_running(PATIENCE):
         said = f"left {', '.join(names)} running, {PATIENCE:g} s after the command was over"
         say(said)
@@ -23,6 +24,16 @@ def leave_threads(code: int) -> None:
             with suppress(OSError, ValueError):
                 stream.flush()
         end_process(code)
+
+
+def _end_pools() -> None:
+    """Let pools of `concurrent.futures` end, as Python does before it waits for threads.
+
+    Theirs wait for work until then, as those of torch.compile do. Python has no other name for it.
+    """
+    for pools in ("concurrent.futures.thread", "concurrent.futures.process"):
+        if end := getattr(sys.modules.get(pools), "_python_exit", None):
+            threading.Thread(target=end, daemon=True).start()
 
 
 def still_running(seconds: float) -> list[str]:
