@@ -195,10 +195,15 @@ def main() -> None:
         follow(tracker, directory, live_from, tell)
         tell(done=True)
     except BaseException as error:
-        traceback.print_exc()
-        tell(error=f"{type(error).__name__}: {error}".splitlines()[0])
+        with suppress(OSError):  # its log may be on the disk that is full
+            traceback.print_exc()
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        if isinstance(error, OSError) and error.filename is None:
+            said += f", in {directory / 'reports' / tracker.name}"
+        tell(error=said)
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
         os._exit(0)  # no exit handler of a client may hold up the run
 
 

@@ -194,8 +194,9 @@ def test_a_run_that_is_being_tracked_is_not_uploaded(tracker, run):
 # A tracker never touches the run -------------------------------------------------------------
 
 FAULTS = {
-    "log:raise": "OSError: [Errno 28] No space left on device",
-    "finish:raise": "OSError: [Errno 28] No space left on device",
+    "log:raise": "OSError: [Errno 28] No space left on device, in RUN/reports/tried",
+    "log:full": "OSError: [Errno 28] No space left on device, in RUN/reports/tried",
+    "finish:raise": "OSError: [Errno 28] No space left on device, in RUN/reports/tried",
     "log:exit": "its process ended by itself (exit code 3)",
     "finish:kill": "its process ended by itself (exit code -9)",
     "start:hang": "not everything was sent within 0.5 s",
@@ -212,7 +213,7 @@ def test_what_goes_wrong_is_said_and_takes_no_longer_than_told(tracker, run, fau
     # One that hangs does so for a minute.
     assert time.monotonic() - max(process.over_at, process.ready_at) < timeout + SLACK
     hint = "the record has everything, send the rest by: altcore runs upload a --to tried"
-    assert str(raised.value) == f"{FAULTS[fault]}; {hint}"
+    assert str(raised.value) == f"{FAULTS[fault].replace('RUN', str(run))}; {hint}"
     assert process.popen.poll() is not None
     if fault == "log:raise":
         assert "Traceback" in (run / "reports/tried/log.txt").read_text()
