@@ -24,6 +24,8 @@ from altcore.numerics import COUNTS, Meters, amax, round_blocks, round_to_grid, 
 from altcore.study.distributions import NAMES, Distribution, named, of_elements
 from altcore.study.expected_noise import Loss, best_scale, expected, expected_in_blocks
 
+SMALLEST, LARGEST = 1e-140, 1e140
+"""The largest magnitude of data of which squares, of errors, too, are float64's own numbers."""
 Data: TypeAlias = Distribution | Tensor | Sequence[Tensor]
 
 
@@ -78,7 +80,7 @@ def sqnr_of(fmt: AnyFormat, data: Data) -> dict[str, Any]:
     ``overflow`` and ``underflow`` are shares of elements: beyond the largest value, and nonzero
     but rounded to zero. The blocks of a block format lie along the last axis of each tensor. Its
     ``best`` is None, and its ``amax`` uses its own scales. Raises `BadInput` if blocks are square
-    and a tensor has one dimension.
+    and a tensor has one dimension, or if float64 has no square of the largest magnitude.
 
     The best scale of a named distribution takes all of its numbers into account, however large. At
     amax, and in blocks, the data is a tensor of 2**18 numbers whose largest magnitude is the median
@@ -86,9 +88,17 @@ def sqnr_of(fmt: AnyFormat, data: Data) -> dict[str, Any]:
     """
     if isinstance(data, Distribution):
         return _compare_exactly(fmt, data)
+    x = data.flatten() if isinstance(data, Tensor) else torch.cat([t.flatten() for t in data])
+    largest = float(x.double().abs().max())
+    if largest and not SMALLEST <= largest <= LARGEST:
+        raise BadInput(
+            f"its largest magnitude is {largest:.3g}, and one is needed from {SMALLEST:g} to "
+            f"{LARGEST:g}, whose squares float64 has",
+            key="--on",
+            hint="multiply the data by a power of two",
+        )
     if isinstance(fmt, BlockFormat):
         return {"best": None, "amax": measure_blocks(fmt, data)}
-    x = data.flatten() if isinstance(data, Tensor) else torch.cat([t.flatten() for t in data])
     base = float(scale_of(amax(x), fmt)[0])
     found = [measure(fmt, x, scale) for scale in (best_scale(fmt, of_elements(x)), base)]
     # Both, since scaled numbers are rounded to float32 first, of which the search knows nothing.
