@@ -15,8 +15,9 @@ from typing import Any
 from altcore.durable import unreadable_named
 from altcore.errors import BadInput, UnreadableFile
 from altcore.log import log, warn_once
-from altcore.run_files import HELD, SUMMARY
+from altcore.run_files import ENVIRONMENT, HELD, SUMMARY
 from altcore.runs.edited_files import edited
+from altcore.runs.environment_file import check_environment
 from altcore.runs.json_lines import read_lines
 from altcore.runs.missing import lost_summary
 from altcore.runs.own_checkpoint import begins_as, newest_manifest
@@ -40,6 +41,12 @@ def altered(run: Path, *files: str, by_size: bool = False, strict: bool = False)
     }
     found = {file: problem for file, problem in problems.items() if problem}
     if not files and not by_size:
+        try:
+            check_environment(run)
+        except UnreadableFile:
+            pass
+        except BadInput as error:
+            found[ENVIRONMENT] = str(error)
         # Whoever reads these files says what is wrong with them.
         with suppress(BadInput):
             if source != SUMMARY or not found.keys().isdisjoint(HELD):

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from helpers import run_directory
+from helpers import as_killed, run_directory
 
 from altcore import BadInput
-from altcore.runs import Summary, find_run, summary_of
+from altcore.runs import Summary, altered, find_run, run_id_of, summary_of
 
 
 def test_a_run_that_is_not_over_says_so(tmp_path):
@@ -98,3 +98,17 @@ def test_a_path_in_the_place_of_a_name_is_told_the_name(tmp_path, given):
     run_directory(tmp_path, name="base")
     with pytest.raises(BadInput, match=r"is not a name.*: base names the run in .*runs"):
         find_run(given, str(tmp_path / "runs"))
+
+
+def test_an_environment_of_another_run_is_told_by_readers(start):
+    """With both ids: two killed runs whose files were exchanged have each the other's keys."""
+    runs = [start(name=name, seed=seed).run_directory for name, seed in (("a", 1), ("b", 2))]
+    ids = [run_id_of(run) for run in runs]
+    for run in runs:
+        as_killed(run)
+    for file in ("environment.json", "config.yaml"):
+        texts = [(run / file).read_text() for run in runs]
+        for run, text in zip(runs, reversed(texts), strict=True):
+            (run / file).write_text(text)
+    told = altered(runs[0])["environment.json"]
+    assert f"environment.json is of run {ids[1]}, and all checkpoints are of run {ids[0]}" in told
