@@ -157,7 +157,9 @@ def _losses(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
         found["best_loss"], found["best_loss_step"] = min(steps)
     evaluations = [x for x in lines if finite(x.get("val_loss")) is not None]
     if evaluations:
-        found |= {"val_loss": evaluations[-1]["val_loss"], "evaluation": evaluations[-1]}
+        last = evaluations[-1]
+        found |= {"val_loss": last["val_loss"], "evaluation": last}
+        found["val_loss_float32"] = finite(last.get("val_loss_float32"))
         with suppress(BadInput):
             if read_mapping(path / CONFIG, "run").get("monitor") == "val_loss":
                 best = min(evaluations, key=lambda x: x["val_loss"])

@@ -112,3 +112,12 @@ def test_an_environment_of_another_run_is_told_by_readers(start):
             (run / file).write_text(text)
     told = altered(runs[0])["environment.json"]
     assert f"environment.json is of run {ids[1]}, and all checkpoints are of run {ids[0]}" in told
+
+
+def test_a_killed_run_has_both_losses_of_its_last_evaluation(start):
+    """As its summary had them."""
+    run = start(name="r", max_steps=2, format="E4M3").run_directory
+    ended = summary_of(run)
+    as_killed(run)
+    for key in ("val_loss", "val_loss_float32", "final_loss"):
+        assert summary_of(run)[key] == ended[key] is not None
