@@ -93,8 +93,8 @@ def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
 def open_to_write(path: Path, flags: int = os.O_TRUNC) -> int:
     """Open a file that may be new; returns its descriptor. A symbolic link is not followed.
 
-    With ``os.O_RDWR`` it can be read by it, too. Raises `OSError` for a pipe that nobody reads, and
-    `AltcoreError` if the process has too many open files.
+    With ``os.O_RDWR`` it can be read by it, too; without, a pipe that nobody reads is an `OSError`.
+    Raises `AltcoreError` if the process has too many open files.
     """
     crash_point(f"open {path.name}")
     own = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would wait for its reader

@@ -71,6 +71,13 @@ def _from_npy(path: Path) -> Tensor:
         raise BadInput(f"--on {path}: floating-point numbers are needed, not {x.dtype} {x.numel()}")
     if not bool(torch.isfinite(x).all()):
         raise BadInput(f"--on {path}: holds NaN or infinity")
+    largest = float(x.abs().max())
+    if largest and not SMALLEST <= largest <= LARGEST:
+        raise BadInput(
+            f"--on {path}: its largest magnitude is {largest:.3g}, and one is needed from "
+            f"{SMALLEST:g} to {LARGEST:g}, whose squares float64 has",
+            hint="multiply the data by a power of two",
+        )
     return x.double() if x.dtype == torch.float64 else x.float()
 
 
@@ -80,7 +87,7 @@ def sqnr_of(fmt: AnyFormat, data: Data) -> dict[str, Any]:
     ``overflow`` and ``underflow`` are shares of elements: beyond the largest value, and nonzero
     but rounded to zero. The blocks of a block format lie along the last axis of each tensor. Its
     ``best`` is None, and its ``amax`` uses its own scales. Raises `BadInput` if blocks are square
-    and a tensor has one dimension, or if float64 has no square of the largest magnitude.
+    and a tensor has one dimension.
 
     The best scale of a named distribution takes all of its numbers into account, however large. At
     amax, and in blocks, the data is a tensor of 2**18 numbers whose largest magnitude is the median
@@ -88,17 +95,9 @@ def sqnr_of(fmt: AnyFormat, data: Data) -> dict[str, Any]:
     """
     if isinstance(data, Distribution):
         return _compare_exactly(fmt, data)
-    x = data.flatten() if isinstance(data, Tensor) else torch.cat([t.flatten() for t in data])
-    largest = float(x.double().abs().max())
-    if largest and not SMALLEST <= largest <= LARGEST:
-        raise BadInput(
-            f"its largest magnitude is {largest:.3g}, and one is needed from {SMALLEST:g} to "
-            f"{LARGEST:g}, whose squares float64 has",
-            key="--on",
-            hint="multiply the data by a power of two",
-        )
     if isinstance(fmt, BlockFormat):
         return {"best": None, "amax": measure_blocks(fmt, data)}
+    x = data.flatten() if isinstance(data, Tensor) else torch.cat([t.flatten() for t in data])
     base = float(scale_of(amax(x), fmt)[0])
     found = [measure(fmt, x, scale) for scale in (best_scale(fmt, of_elements(x)), base)]
     # Both, since scaled numbers are rounded to float32 first, of which the search knows nothing.
