@@ -11,6 +11,7 @@ from attrs import define, field
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.history import RunHistory
 from altcore.engine.ranks import Ranks
+from altcore.engine.rescue import put_back
 from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
@@ -90,9 +91,7 @@ class Ending:
         """Write files of the record anew that other code removed since a run that failed looked."""
         if self.error is not None:
             with suppress(AltcoreError, OSError):
-                self.directory.check_in_place()
-                for done in self.directory.put_back():
-                    self.run.emit("warning", message=done)
+                put_back(self.directory, self.run)
 
     def _agree(self) -> None:
         """Fail if another rank fails as it ends, and tell of the observers that it disabled."""

@@ -19,9 +19,7 @@ def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> 
         AltcoreError: that says what is lost, and where the state is.
     """
     try:
-        directory.check_in_place()
-        for put_back in directory.put_back():
-            run.emit("warning", message=put_back)
+        put_back(directory, run)
         directory.check_logs()
     except LostDirectory as lost:
         name = run.directory.name
@@ -40,3 +38,13 @@ def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> 
         save()
         then = f"--resume {directory.path.name} goes on"
         raise AltcoreError(f"{lost}; the state after step {run.step} is saved: {then}") from lost
+
+
+def put_back(directory: RunDirectory, run: Run) -> None:
+    """Write files of the record anew that other code changed or removed; a warning names each.
+
+    Raises what `RunDirectory.check_in_place` does.
+    """
+    directory.check_in_place()
+    for done in directory.put_back():
+        run.emit("warning", message=done)

@@ -23,12 +23,12 @@ from altcore.log import log
 from altcore.runs.manifest import (
     ANOMALY,
     MANIFEST,
-    REGULAR,
     TRAINING,
     checkpoints_in,
     encode_manifest,
     folder_of,
     read_manifest,
+    regular_in,
 )
 from altcore.runs.run_id import RUN_ID
 from altcore.runs.tensor_files import read_tensors, size_of, write_tensors
@@ -296,20 +296,13 @@ def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether there is a regular checkpoint in a folder, valid or not."""
-    return bool(_regular(folder))
-
-
-def _regular(folder: Path) -> list[Path]:
-    """Return the regular checkpoints, valid or not, the newest first."""
-    start = folder_of(REGULAR, 0)[:5]
-    found = [p for p in checkpoints_in(folder) if p.name.startswith(start)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True)
+    return bool(regular_in(folder))
 
 
 def _newest_first(folder: Path) -> Iterator[Path]:
     """Yield the regular checkpoints, valid or not, and before older ones what came since."""
     seen = set()
-    while new := [x for p in _regular(folder) if (x := (p, _which(p))) not in seen]:
+    while new := [x for p in regular_in(folder) if (x := (p, _which(p))) not in seen]:
         seen.add(new[0])
         yield new[0][0]
 

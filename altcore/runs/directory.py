@@ -31,7 +31,7 @@ from altcore.run_files import (
 from altcore.runs.directory_lock import DirectoryLock
 from altcore.runs.held_file import HeldFile, keep_damaged
 from altcore.runs.log_file import LogFile
-from altcore.runs.manifest import REGULAR, checkpoints_in, folder_of
+from altcore.runs.manifest import regular_in
 from altcore.runs.naming import name_of, numbered
 from altcore.runs.run_id import new_run_id, run_id_of
 from altcore.yaml_files import dump_yaml
@@ -342,8 +342,7 @@ def _began_nothing(path: Path) -> bool:
 
 
 def _has_checkpoints(path: Path) -> bool:
-    start = folder_of(REGULAR, 0)[:5]
-    return any(p.name.startswith(start) for p in checkpoints_in(path / CHECKPOINTS))
+    return bool(regular_in(path / CHECKPOINTS))
 
 
 def _exists(path: Path) -> BadInput:

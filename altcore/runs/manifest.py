@@ -75,6 +75,13 @@ def checkpoints_in(folder: Path) -> list[Path]:
             return []
 
 
+def regular_in(folder: Path) -> list[Path]:
+    """Return the regular checkpoints in a folder, valid or not, the newest first."""
+    start = folder_of(REGULAR, 0)[:5]
+    found = [p for p in checkpoints_in(folder) if p.name.startswith(start)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True)
+
+
 def check_no_linked(folder: Path) -> None:
     """Raise `BadInput` for a checkpoint in a folder that is a symbolic link: it would be passed by.
 

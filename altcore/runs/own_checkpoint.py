@@ -10,7 +10,7 @@ from typing import Any
 
 from altcore.durable import unreadable_named
 from altcore.errors import InvalidCheckpoint
-from altcore.runs.manifest import checkpoints_in, read_manifest
+from altcore.runs.manifest import read_manifest, regular_in
 from altcore.runs.run_id import check_run_id, run_id_of
 
 
@@ -60,8 +60,7 @@ def begins_as(file: Path, recorded: Mapping[str, Any]) -> bool:
 def _own(run: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the checkpoints with a run's id, the newest first."""
     run_id = run_id_of(run)
-    regular = [path for path in checkpoints_in(run / "checkpoints") if path.name[:5] == "step-"]
-    for path in sorted(regular, reverse=True):
+    for path in regular_in(run / "checkpoints"):
         with suppress(InvalidCheckpoint):
             manifest = read_manifest(path)
             check_run_id(path, manifest, run_id)
